@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ditlab.core.types import between as between
     from ditlab.evaluation.protocols import evaluate as evaluate
     from ditlab.inference.pipeline import Pipeline as Pipeline
+    from ditlab.inference.rollout import rollout as rollout
     from ditlab.training import distill as distill
     from ditlab.training import train as train
 
@@ -32,6 +33,7 @@ _HOMES = {
     "distill": "ditlab.training",
     "evaluate": "ditlab.evaluation.protocols",
     "load": "ditlab.checkpoints",
+    "rollout": "ditlab.inference.rollout",
     "train": "ditlab.training",
     "train_folder": "ditlab.auto",
 }

@@ -8,6 +8,7 @@ from ditlab.backbones.pde_transformer import PDETransformer
 from ditlab.backbones.windows import merged, windows
 from ditlab.checkpoints import convert
 from ditlab.core.errors import InputError
+from ditlab.diffusion.next_state import NextState
 from ditlab.evaluation import measure
 
 TINY = {"channels": 2, "classes": 3, "learn_variance": False, "width": 16, "heads": 2, "depths": [2, 2, 2], "patch": 1}
@@ -33,6 +34,7 @@ def test_published_numbers_through_every_layout(published, tmp_path):
     pipe = ditlab.load(tmp_path / "theirs.pt", **settings)
     assert pipe.net.config["depths"] == [1, 2, 1, 1, 2]  # in execution order
     assert pipe.net.config["outputs"] == 3
+    assert type(pipe.objective) is NextState
     convert(pipe, tmp_path / "official", "official")
     convert(pipe, tmp_path / "own", "ditlab")
     back = torch.load(tmp_path / "official")

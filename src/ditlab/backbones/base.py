@@ -89,6 +89,10 @@ class Backbone(PublishedForm, AnySize, nn.Module, ABC):
     """Number of extra tokens before the image tokens."""
     joined: int = 0
     """Number of extra tokens after the image tokens."""
+    middle_block: int | None = None
+    """Number of the last block of the middle of a U-shaped network; None for other networks."""
+    channels_first: bool = False
+    """Whether blocks pass on grids (B, D, h, w), instead of tokens (B, N, D) or grids (B, h, w, D)."""
     gates: int = 0
     """Number of random decisions for each image in training, which take `Trace.noise`; 0 for networks that are not
     dynamic. A dynamic network records the share of `dynamic_macs` that it computes as "compute" in a trace."""

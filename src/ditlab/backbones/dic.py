@@ -51,6 +51,7 @@ class DiC(LevelNetwork):
     """
 
     final_layer: "FinalLayer"
+    channels_first = True
     heads_out = ("final_layer.out_proj.weight", "final_layer.out_proj.bias")
     muon_kernels = True
     lora_targets = ("adaLN_modulation.1",)

@@ -38,6 +38,12 @@ class LevelNetwork(Backbone):
         return [block for blocks in self.levels() for block in blocks]
 
     @property
+    def middle_block(self) -> int:  # type: ignore[override]
+        levels = self.levels()
+        middle = levels[len(levels) // 2]
+        return middle.first + len(middle) - 1
+
+    @property
     def matrix_width(self) -> int:
         return self.widths[0]
 

@@ -159,9 +159,10 @@ class PDETransformer(LevelNetwork):
 
     @classmethod
     def read_objective(cls, sizes: dict[str, Any]) -> dict[str, Any]:
-        """Return flow matching; a state dict does not show what it was trained for."""
+        """Return the prediction of the next state, for which the released weights were trained."""
         rate = 1.0 if sizes.get("unit_time") else 1000.0
-        return {"process": {"name": "linear", "clock_rate": rate}, "target": "velocity"}
+        process = {"name": "linear", "clock_rate": rate}
+        return {"parametrization": "next-state", "process": process, "target": "velocity"}
 
     @classmethod
     def from_published(cls, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

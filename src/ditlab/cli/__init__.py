@@ -30,6 +30,7 @@ GROUPS = {  # module of this package -> its commands; only the module of the com
     "data": ("data", "encode", "train-autoencoder"),
     "evaluation": ("compare", "evaluate", "features", "memorization", "reference", "sweep"),
     "distilling": ("distill",),
+    "fields": ("rollout",),
     "following": ("score-prompts",),
     "models": ("average", "convert", "export", "info"),
     "sampling": ("sample",),

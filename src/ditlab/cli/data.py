@@ -25,6 +25,7 @@ from ditlab.core.units import counted, noun_of
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from ditlab.data.latents.features import ImageFeatures
     from ditlab.training.autoencoder import Trained
 
 PreparationOptions = Annotated[Preparation | None, Parameter(name="*")]
@@ -51,6 +52,8 @@ class Encoding:
     """Encode one part, such as 3/8; other machines encode the others into the same folder, or to the same --upload."""
     upload: Location = ""
     """Address in a store, such as s3://bucket/latents, to which the finished files are copied."""
+    repa: Location = ""
+    """Folder or hub id of a DINOv2 whose features are stored beside the latents, for train.repa = cache."""
 
     def place(self) -> tuple[int, int]:
         """Index of this process among all that share the work, and their number: those of this machine and all parts.
@@ -324,7 +327,7 @@ def encode_images(
     dataset = open_dataset(source, preparation, out / (f"skipped-{rank}.csv" if rank else "skipped.csv"))
     done = encode(
         dataset, source, loaded, out, screen, batch_size=options.batch_size, dtype=options.dtype, shard=options.shard,
-        rank=rank, world=world, upload=options.upload,
+        rank=rank, world=world, upload=options.upload, features=image_features(options),
     )  # fmt: skip
     if json:
         print_json(dataclasses.asdict(done) | {"pictures": done.images})  # the key of earlier versions
@@ -340,6 +343,15 @@ def encode_images(
     if done.images:
         speed = f" at {done.images / done.seconds:,.1f}/s, waiting for images {done.waited:.1%} of the time"
     say(f"encoded {counted(done.images, 'image')}{speed}; {state}")
+
+
+def image_features(options: Encoding) -> "ImageFeatures | None":
+    """The encoder whose features are stored beside the latents; None without one."""
+    if not options.repa:
+        return None
+    from ditlab.evaluation.features.dinov2 import DinoV2
+
+    return DinoV2.load(options.repa, pick_device(options.device)).image_features(options.repa)
 
 
 def encode_captions(

@@ -81,12 +81,14 @@ def train(
         train_without_recipe(recipe, out, end, given_tables(settings, given, tables), yes=yes)
         return
     from ditlab.training.api import train_only
+    from ditlab.training.objectives import OBJECTIVES
 
     out = out or Path("runs") / find_recipe(recipe).stem
     chosen = with_settings(recipe_of(settings, recipe), tables, {"train": end})
     train_only(chosen, out, changes=allow_changes, console=screen)
     if process_place()[0] == 0:
-        say(f"model and previews are in {out}; try: {command()} sample {out}")
+        follow_up = OBJECTIVES.find(chosen.train.objective).follow_up
+        say(f"model and previews are in {out}; try: {command()} {follow_up} {out}")
 
 
 @app.command(group="Train")

@@ -162,12 +162,14 @@ class Preparation(ImageSettings):
     seconds: float | None = setting(None, not_negative=True)
     """Length of a clip in seconds, instead of frames or of fps."""
     stride: Whole = setting(1, at_least=1)
-    """Use every n-th frame of a file at its own frame rate, instead of fps."""
+    """Use every n-th frame of a file at its own frame rate, instead of fps; with trajectories, every n-th state."""
     frame_multiple: Whole | None = setting(None, at_least=1)
     """With size native: what the number of frames of clips is divisible by (default: 1); the network needs its
     patch_frames. Clips of one frame are images, which fill a token."""
     frame_folders: bool = False
     """Each folder of numbered image files is a clip."""
+    trajectories: bool = False
+    """Each file, .npy or .npz, is a trajectory (T, C, H, W) of a field, for train.objective next-state."""
 
 
 @dataclass(frozen=True)
@@ -236,8 +238,8 @@ class Train(Located):
     batch: Whole = setting(128, resume="ask", at_least=1)
     """Batch size: images per optimizer step."""
     objective: str = "regression"
-    """Training objective: regression; guided, halves, pairs, correction or mean-flow (see [distill]); or
-    package.module:Class."""
+    """Training objective: regression; next-state, for fields; guided, halves, pairs, correction or mean-flow (see
+    [distill]); or package.module:Class."""
     aids: tuple[str, ...] = setting((), resume="ask")
     """Further training aids by name, or as package.module:Class; aids with a setting in this table need no entry."""
     label_dropout: float = setting(0.1, resume="ask", share=True)
@@ -257,11 +259,15 @@ class Train(Located):
     budget_complete: Whole = setting(0, resume="ask", not_negative=True)
     """With model.budget: first images on which the complete network is trained too (DyDiT's first stage)."""
     repa: Location = setting("", resume="ask")
-    """Folder or hub id of a DINOv2 with whose features the output of a block is aligned (REPA)."""
-    repa_block: Whole = setting(7, resume="ask", at_least=0, unused=Unused("repa", ("",)))
-    """Number of the block that REPA aligns, from 0."""
+    """Folder or hub id of a DINOv2 with whose features the output of a block is aligned (REPA); or "cache" for the
+    features in a latent cache."""
+    repa_block: Whole | None = setting(None, resume="ask", at_least=0, unused=Unused("repa", ("",)))
+    """Number of the block that REPA aligns, from 0 (default: 7, or the last one of the middle of a U-shaped
+    network)."""
     repa_weight: float = setting(0.5, resume="ask", not_negative=True, unused=Unused("repa", ("",)))
     """Weight of the REPA loss."""
+    repa_manifold: float = setting(0.0, resume="ask", not_negative=True, unused=Unused("repa", ("",)))
+    """Weight, within the REPA loss, of the distance between the similarities of the images (U-REPA: 3)."""
     given_first: float = setting(0.0, resume="ask", share=True)
     """Share of clips whose first frame is given, for image to video; the loss counts the other frames."""
     given_start: float = setting(0.0, resume="ask", share=True)

@@ -58,6 +58,8 @@ class Dataset(ABC):
     """Creator and license of the images, which models that are trained on them must state; empty if unknown."""
     values: PixelValues = EIGHT_BITS
     """What the numbers in the files are."""
+    image_features: Mapping[str, Any] = {}
+    """What computed the features in `Batch.extra`, see `ditlab.data.latents.features`; empty if there are none."""
 
     @cached_property
     def reading(self) -> Reading:

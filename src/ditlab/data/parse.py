@@ -36,6 +36,7 @@ from ditlab.data.sources.dataset import DatasetImages
 from ditlab.data.sources.hugging_face import on_hub
 from ditlab.data.sources.part import HELD_OUT, TRAIN
 from ditlab.data.sources.splits import SPLITS
+from ditlab.data.trajectories.files import FileTrajectories
 
 CHOICES = ("split", "image_column", "label_column", "caption_column", "held_out")
 """Settings that choose what is read of a data set."""
@@ -194,6 +195,9 @@ class ImageFiles(SourceSpec):
 
     def open(self, settings: Preparation | None = None, report: Path | None = None) -> Dataset:
         settings = settings or Preparation()
+        if settings.trajectories:
+            images = self.images(settings)
+            return FileTrajectories(images, stride=settings.stride, range=settings.range, show=settings.show)
         preprocess, timing = preprocessing(settings), timing_of(settings)
         if timing is not None:
             images = self.images(settings)

@@ -322,7 +322,7 @@ def timed_step(subject: Subject, batch: int, half: bool) -> float:
     assert subject.conditioner is not None
     pipe = build(recipe, dataset, autoencoder, pick_device(recipe.train.device), subject.conditioner)
     pipe.net.train()
-    run = make_context(pipe, recipe)
+    run = make_context(pipe, recipe, dataset)
     if subject.captions is not None and isinstance(pipe.conditioner, Text):
         run.captions = CaptionConditions.encode(subject.captions, pipe.conditioner, recipe.data.text_cache)
     dtype = torch.bfloat16 if half else torch.float32

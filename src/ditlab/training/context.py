@@ -1,7 +1,8 @@
 """The context that objectives and training aids receive: the model, the recipe, and operations on batches."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,8 @@ class TrainingContext:
     aids: tuple[Aid, ...] = ()
     ema: EMA | None = field(default=None)  # the average of the weights; None when a step is only timed
     several_sizes: bool = False  # whether the images of the data have several sizes
+    features: Mapping[str, Any] = field(default_factory=dict)  # `Dataset.image_features` of the data
+    batch: Batch | None = None  # the images whose losses are computed at present
     captions: CaptionConditions | None = None  # the conditions of captions; None if batches have their conditions
     trained: nn.ModuleDict = field(default_factory=nn.ModuleDict)
     """Further modules, such as a projector, that are trained with the network and saved in checkpoints, but are not

@@ -29,7 +29,7 @@ from ditlab.training.log import RunLog, Tally
 from ditlab.training.losses import Losses, backward
 from ditlab.training.optim import learning_rate
 from ditlab.training.parallel import local, whole
-from ditlab.training.preview import Guard, preview
+from ditlab.training.preview import Guard
 from ditlab.training.replicas import check_replicas, in_words
 from ditlab.training.run_folder import STACKS
 from ditlab.training.signals import check_own_signal, end, interruption
@@ -249,7 +249,7 @@ def show_preview(job: Job, listeners: Listeners, guard: Guard) -> None:
     pipes = [replace(job.pipe, net=net) for net in (average, state.raw(average))]
     image = None
     with guard(f"preview at {counted(state.seen, 'image')}"):
-        image = preview(pipes, job.place)
+        image = job.run.objective.preview(pipes, job.dataset, job.place)
         if image is not None:
             job.folder.show(state.seen, image)
             listeners.track_preview(state.seen, image)

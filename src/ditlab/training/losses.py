@@ -35,7 +35,7 @@ class Losses:
         return reduce(operator.add, self.named.values())
 
 
-def make_context(pipe: Pipeline, recipe: Recipe) -> TrainingContext:
+def make_context(pipe: Pipeline, recipe: Recipe, dataset: Dataset | None = None) -> TrainingContext:
     """The training context of a model, with the objective and the aids of the recipe, after their setup.
 
     Raises:
@@ -43,6 +43,7 @@ def make_context(pipe: Pipeline, recipe: Recipe) -> TrainingContext:
     """
     objective = OBJECTIVES.find(recipe.train.objective).from_recipe(recipe)
     run = TrainingContext(pipe, recipe, pipe.net, pipe.net, objective, active_aids(recipe))
+    run.features = {} if dataset is None else dataset.image_features
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)  # initial weights of further modules
         objective.setup(run)
@@ -68,6 +69,7 @@ def batch_losses(
     """
     source = RunRandomness(run.settings.seed, run.several_sizes)
     randomness = Randomness(source, seen, first, len(images), total or run.settings.batch)
+    run.batch = images
     with torch.autocast(run.device.type, dtype, enabled=dtype is not torch.float32):
         named = run.objective.losses(run, images, randomness)
     return Losses(named, randomness.times)

@@ -182,7 +182,7 @@ def make_run(job: Job) -> None:
     job.pipe.net.train()
     check_exits(job.recipe, job.pipe)
     check_given(job.recipe, job.pipe.net)
-    job.run = make_context(job.pipe, job.recipe)
+    job.run = make_context(job.pipe, job.recipe, job.dataset)
     job.run.several_sizes = job.dataset.buckets is not None
     check_aids(job.run)
     if job.captions is not None and isinstance(job.pipe.conditioner, Text):

@@ -12,6 +12,7 @@ from ditlab.data.builtin.emoji import open_emoji
 from ditlab.data.builtin.emoji_captions import open_emoji_captions
 from ditlab.data.builtin.glyphs import open_glyphs
 from ditlab.data.builtin.moving_digits import open_moving_digits
+from ditlab.data.builtin.waves import open_waves
 
 DATASETS: Registry[Callable[[str], Dataset]] = Registry(
     "data set",
@@ -24,6 +25,7 @@ DATASETS: Registry[Callable[[str], Dataset]] = Registry(
         "emoji-captions-all-SIZE": open_emoji_captions,
         "colored-shapes-SIZE": open_colored_shapes,
         "moving-digits-SIZE": open_moving_digits,
+        "waves-SIZE": open_waves,
     },
 )
 """Name -> function that opens the data set and receives the whole name. Upper-case parts of a name stand for values,

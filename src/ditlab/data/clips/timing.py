@@ -57,6 +57,8 @@ def timing_of(settings: Preparation) -> Timing | None:
     Raises:
         InputError: settings contradict each other, or have no effect.
     """
+    if settings.trajectories:  # their source has a stride of its own, and rejects the other settings
+        return None
     frames, fps, seconds, stride = settings.frames, settings.fps, settings.seconds, settings.stride
     if frames is None and seconds is None:
         multiple = settings.frame_multiple

@@ -5,7 +5,8 @@
     cache/shards/000000.safetensors   moments (n, 2c, h, w), labels (n,), checksums (n,), index (n,) of the images in
                                       the source; of images of several sizes, the moments of each size as
                                       "moments.20x12", one after the other; other parts of the condition
-                                      as "condition.NAME", further tensors of the batch as "extra.NAME", and names,
+                                      as "condition.NAME", further tensors of the batch as "extra.NAME" (features
+                                      of an encoder: "extra.features"), and names,
                                       sizes, times and hashes of the shard's images as "stamp.NAME"
     cache/captions.json               the captions of each image of the source, if it has any
     cache/autoencoder/                the autoencoder, so that a model trained on the cache can decode its samples
@@ -52,7 +53,7 @@ IMAGES = ("source", "images", "classes")  # keys of a description that follow fr
 UNPREPARED = {key: getattr(Preprocess(None), key) for key in ("fit", "flip", "background")}
 TYPES = {
     "source": str, "images": int, "channels": int, "preprocessing": dict, "autoencoder": str, "dtype": str,
-    "classes": list, "shard": int, "values": dict, "native": dict,
+    "classes": list, "shard": int, "values": dict, "native": dict, "features": dict,
 }  # fmt: skip
 """Types of the values of a description."""
 RENAMED = {"pictures": "images"}  # keys of caches that earlier versions wrote
@@ -82,6 +83,8 @@ class Description:
     native: dict[str, int] = field(default_factory=dict)
     """`pixels` and `frame_multiple` of `ditlab.data.buckets.Buckets`, if images have several sizes; size and shape are
     then those of most. Empty if all have one size."""
+    features: dict[str, Any] = field(default_factory=dict)
+    """What computed the features beside the latents, see `ImageFeatures`; empty if there are none."""
 
     @property
     def shards(self) -> int:
@@ -90,7 +93,8 @@ class Description:
 
     def content(self) -> dict[str, Any]:
         """The content of the file; that of 8-bit images of one size is as in version 0.1."""
-        return {key: value for key, value in asdict(self).items() if key not in ("values", "native") or value}
+        added = ("values", "native", "features")
+        return {key: value for key, value in asdict(self).items() if key not in added or value}
 
     def differences(self, other: "Description") -> list[str]:
         """For each field that differs: `name is value of the other there, value of this description here`.
@@ -111,6 +115,7 @@ class Description:
         for key in ("size", "shape"):  # of several sizes, the most frequent follows from the images
             fields[key] = "native" if self.native else "x".join(map(str, fields[key]))
         fields["autoencoder"] = self.autoencoder[:12]
+        fields["features"] = str(self.features.get("encoder", "none"))[:12]
         prepared = {
             key: value for key, value in self.preprocessing.items() if key not in ("size", "channels", "values")
         }
@@ -183,7 +188,7 @@ class Latents(Dataset):
         self.channels, self.size = self.description.channels, self.description.size
         self.classes, self.preprocessing = all_nfc(self.description.classes), self.description.preprocessing
         self.values = PixelValues.read(self.description.values)
-        self.shape = self.description.shape
+        self.shape, self.image_features = self.description.shape, self.description.features
         with ThreadPoolExecutor(STATS) as pool:
             self.shards = list(
                 pool.map(Shard, self._files([file for file, *_ in listed]), [size for _, size, _ in listed])

@@ -33,6 +33,7 @@ from ditlab.data.latents.cache import (
     indexed_entries,
     write_index,
 )
+from ditlab.data.latents.features import FEATURES, ImageFeatures
 from ditlab.data.latents.publish import Published
 from ditlab.data.latents.refresh import EncodedImages, refresh
 from ditlab.data.latents.shards import MOMENTS, Entries, shard_file, write_shard
@@ -79,6 +80,7 @@ def encode(
     rank: int = 0,
     world: int = 1,
     upload: str = "",
+    features: ImageFeatures | None = None,
 ) -> Encoded:
     """Encode all images of a data set into a cache; existing shards are kept unless their images have changed.
 
@@ -93,6 +95,7 @@ def encode(
         shard: images in each file.
         rank, world: index of this process, and number of processes.
         upload: address of a copy of the cache in a store, to which each process adds its shards.
+        features: computes features that are stored beside the latents, in the same precision.
 
     Raises:
         InputError: the folder holds another cache, also one of other images from another source; it is in use; or a
@@ -101,7 +104,7 @@ def encode(
     lookup(DTYPES, dtype, "dtype")
     if min(batch_size, shard) < 1:
         raise InputError(f"batch size {batch_size} and shard {shard}; give 1 or more")
-    description = _describe(dataset, source, autoencoder, dtype, shard)
+    description = _describe(dataset, source, autoencoder, dtype, shard, features)
     with held(out, rank):
         images = EncodedImages.of(dataset, description)
         state = refresh(out, images)
@@ -119,7 +122,9 @@ def encode(
             dataset.check(console, resumed=begun and not state.stale)
             report_unreadable(dataset, source, out, console)
         written = (lambda number: None) if copy is None else copy.add
-        work = _encode_shards(numbers, images, autoencoder, out, console, batch_size, written)
+        work = _encode_shards(
+            numbers, images, encoded_batches(autoencoder, features, dataset), out, console, batch_size, written
+        )
         entries = finish(out, images, state.stale.difference(own)) if copy is None else copy.finish()
     return Encoded(work.images, work.seconds, work.waited, entries, out)
 
@@ -171,7 +176,16 @@ def prepare(out: Path, dataset: Dataset, source: str, autoencoder: Latent, conso
             save_autoencoder(autoencoder, draft)
 
 
-def _describe(dataset: Dataset, source: str, autoencoder: Latent, dtype: str, shard: int) -> Description:
+def _describe(
+    dataset: Dataset, source: str, autoencoder: Latent, dtype: str, shard: int, features: ImageFeatures | None
+) -> Description:
+    if features is not None and len(dataset.size) != 2:
+        raise InputError("features are computed of images, and the data are clips; encode them without features")
+    if features is not None and dataset.buckets is not None:
+        raise InputError(
+            "features are computed of images of one size, and size is native; give HEIGHTxWIDTH, or encode the images "
+            "without features"
+        )
     autoencoder.check_images(dataset.channels, dataset.values)
     buckets = dataset.buckets
     channels, sides = autoencoder.latent_shape(dataset.channels, dataset.size)
@@ -188,13 +202,14 @@ def _describe(dataset: Dataset, source: str, autoencoder: Latent, dtype: str, sh
         shard=shard,
         values={} if dataset.values == EIGHT_BITS else dataset.values.describe(),
         native={} if buckets is None else {"pixels": buckets.pixels, "frame_multiple": buckets.frame_multiple},
+        features={} if features is None else features.about,
     )
 
 
 def _encode_shards(
     numbers: list[int],
     images: EncodedImages,
-    autoencoder: Latent,
+    encoder: Callable[[Batch, torch.dtype], Batch],
     out: Path,
     console: Console,
     batch_size: int,
@@ -210,7 +225,6 @@ def _encode_shards(
             stamps[number] = images.of_shard(number)
         return numbered(images.dataset.fetch_readable(indices), indices)
 
-    device = next(autoencoder.parameters()).device
     dtype = DTYPES[description.dtype]
     chunks = [
         (number, indices)
@@ -226,10 +240,8 @@ def _encode_shards(
         parts: list[tuple[str, Batch]] = []
         for place, ((number, indices), batch) in enumerate(zip(chunks, batches, strict=True)):
             if len(batch):
-                with torch.no_grad():
-                    moments = autoencoder.encode(batch.x.to(device)).to(dtype).cpu()
                 name = MOMENTS if images.dataset.buckets is None else f"{MOMENTS}.{sides_of(batch.x.shape[2:])}"
-                parts.append((name, replace(batch, x=moments, encoded=True)))
+                parts.append((name, encoder(batch, dtype)))
             work.images += len(batch)
             bar.advance(task, len(indices))
             if place == last[number]:
@@ -238,6 +250,23 @@ def _encode_shards(
                 parts = []
     work.seconds = time.monotonic() - started
     return work
+
+
+def encoded_batches(
+    autoencoder: Latent, features: ImageFeatures | None, dataset: Dataset
+) -> Callable[[Batch, torch.dtype], Batch]:
+    """A function that encodes a batch in a precision, with its features if there is something that computes them."""
+    device = next(autoencoder.parameters()).device
+
+    def encoder(batch: Batch, dtype: torch.dtype) -> Batch:
+        with torch.no_grad():
+            moments = autoencoder.encode(batch.x.to(device)).to(dtype).cpu()
+            extra = dict(batch.extra)
+            if features is not None:
+                extra[FEATURES] = features.compute(dataset.values.displayed(batch.x)).to(dtype).cpu()
+        return replace(batch, x=moments, extra=extra, encoded=True)
+
+    return encoder
 
 
 def _indices(number: int, description: Description) -> torch.Tensor:

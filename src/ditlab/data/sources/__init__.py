@@ -24,6 +24,7 @@ from ditlab.data.sources.splits import SPLITS, choose_folder, held_out_part, nam
 from ditlab.data.sources.stored_tar import StoredTar
 from ditlab.data.sources.table import Table
 from ditlab.data.sources.tar import TarShards, tar_parts
+from ditlab.data.sources.trajectories import TrajectoryFolder
 
 SOURCES: dict[str, type[NamedSource]] = {
     "parquet": Parquet,
@@ -31,6 +32,7 @@ SOURCES: dict[str, type[NamedSource]] = {
     "stored-tar": StoredTar,
     "hf": HuggingFace,
     "frame-folders": FrameFolders,
+    "trajectories": TrajectoryFolder,
     "tar": TarShards,
     "table": Table,
     "pattern": Pattern,
@@ -103,7 +105,7 @@ def open_source(text: str, settings: Preparation | None = None) -> Source:
         text, settings = with_part(text, settings)
     check_used(settings, source_class.uses, text)
     # A table lists what is read.
-    if source_class in (Folder, FrameFolders) or (source_class is Table and settings.split):
+    if source_class in (Folder, FrameFolders, TrajectoryFolder) or (source_class is Table and settings.split):
         clips = reads_clips(settings) and source_class is not FrameFolders
         place, parts = choose_folder(text, settings.split, part, clips)
         settings = replace(settings, split="")

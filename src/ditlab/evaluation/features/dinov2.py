@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ditlab.core.errors import InputError
 from ditlab.core.spelling import expand
 from ditlab.core.weights import state_hash
+from ditlab.data.latents.features import ImageFeatures
 from ditlab.evaluation.features.base import Extracted, Features
 
 DEFAULT = "facebook/dinov2-large"  # ViT-L/14, which published distances use
@@ -68,6 +69,23 @@ class DinoV2(Features):
         x = (x - x.new_tensor(MEAN)[:, None, None]) / x.new_tensor(DEVIATION)[:, None, None]
         states: Tensor = self.net(pixel_values=x).last_hidden_state
         return states
+
+    def image_features(self, source: str) -> ImageFeatures:
+        """Describe the features of patches, for a latent cache.
+
+        Args:
+            source: the folder or hub id from which the network was loaded.
+        """
+        side = SIDE // int(self.net.config.patch_size)
+        about = {"encoder": self.weights, "source": source, "width": int(self.dimension), "side": side}
+        return ImageFeatures(about, self.maps)
+
+    def maps(self, images: Tensor) -> Tensor:
+        """Last states (B, E, s, s) of the patches of uint8 images (B, 1 or 3, H, W), float32."""
+        with torch.autocast(self.device.type, enabled=False):
+            patches = self.states(images)[:, 1:]
+        side = math.isqrt(patches.shape[1])
+        return torch.unflatten(patches.mT, 2, (side, side))
 
 
 def read(source: str) -> Any:

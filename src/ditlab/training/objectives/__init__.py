@@ -6,6 +6,7 @@ from ditlab.training.objectives.correction import Correction
 from ditlab.training.objectives.guided import GuidedRegression
 from ditlab.training.objectives.halves import Halves
 from ditlab.training.objectives.mean_flow import MeanFlow
+from ditlab.training.objectives.next_state import NextStateObjective
 from ditlab.training.objectives.pairs import Pairs
 from ditlab.training.objectives.regression import RegressionObjective
 
@@ -18,6 +19,7 @@ OBJECTIVES: Registry[type[TrainingObjective]] = Registry(
         "pairs": Pairs,
         "correction": Correction,
         "mean-flow": MeanFlow,
+        "next-state": NextStateObjective,
     },
     base=TrainingObjective,
 )

@@ -3,12 +3,17 @@
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Self
 
+from PIL import Image
 from torch import Tensor
 
 from ditlab.config.sections import Recipe
 from ditlab.core.types import Batch
+from ditlab.data import Dataset
 from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.parametrizations import make_objective
+from ditlab.inference.pipeline import Pipeline
+from ditlab.training.parallel import Place
+from ditlab.training.preview import preview
 from ditlab.training.rng import Randomness
 
 if TYPE_CHECKING:  # it holds an objective
@@ -24,6 +29,8 @@ class TrainingObjective(ABC):
 
     distill: tuple[str, ...] = ()
     """The settings of [distill] that it uses; others are refused."""
+    follow_up: str = "sample"
+    """The command that uses a trained model."""
 
     @classmethod
     def from_recipe(cls, recipe: Recipe) -> Self:
@@ -53,3 +60,15 @@ class TrainingObjective(ABC):
         The method runs under autocast in the precision of training. All random values must come from `randomness`, so
         that a resumed run repeats them. Set `randomness.times` to the sampled times (B,) for the log.
         """
+
+    def preview(self, pipes: list[Pipeline], dataset: Dataset, place: Place) -> Image.Image | None:
+        """An image that shows what the model can do; by default, samples from fixed seeds.
+
+        All processes call this, and the first one returns the image.
+
+        Args:
+            pipes: the model with the averaged weights, and with the raw weights.
+            dataset: the training data.
+            place: the place of this process.
+        """
+        return preview(pipes, place)
