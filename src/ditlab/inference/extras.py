@@ -32,3 +32,11 @@ def further_guidance(plan: Plan, objective: Objective, net: Backbone, condition:
 def encoded(net: Backbone, condition: Condition) -> Condition:
     """Compute what depends on a condition alone, once for all steps of sampling."""
     return net.encoded(condition)
+
+
+def encoded_pair(net: Backbone, condition: Condition, null: Condition, scale: float) -> tuple[Condition, Condition]:
+    """Compute what depends on a condition and on its null condition alone, in one call where guidance has both."""
+    if scale == 1:
+        return encoded(net, condition), encoded(net, null)
+    both = encoded(net, condition.joined(null))
+    return both[: len(condition)], both[len(condition) :]
