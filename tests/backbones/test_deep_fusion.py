@@ -135,8 +135,8 @@ def test_sampling_reads_each_prompt_once(guidance, monkeypatch):
     for steps in (2, 5):
         calls.clear()
         images = pipe(["red", "blue"], num_inference_steps=steps, **options).images
-        assert calls == [2, 2]
-    monkeypatch.setattr(inference, "encoded", lambda net, condition: condition)
+        assert calls == ([2, 2] if guidance == 1 else [4])
+    monkeypatch.setattr(inference, "encoded_pair", lambda net, condition, null, scale: (condition, null))
     calls.clear()
     assert relative(pipe(["red", "blue"], num_inference_steps=5, **options).images, images) < 1e-5
     assert len(calls) == 9  # Heun

@@ -11,9 +11,12 @@ from PIL import Image
 from rich.console import Console
 
 import ditlab
-from ditlab.backbones import BACKBONES, create
+from ditlab.backbones import BACKBONES, Backbone, create
 from ditlab.backbones.cost import measure
 from ditlab.backbones.lora import add_lora, merged
+from ditlab.backbones.text import TextEmbedder
+from ditlab.conditioning import Text
+from ditlab.conditioning.encoders.words import Words
 from ditlab.core.errors import InputError
 from ditlab.core.types import Condition, Trace
 from ditlab.diffusion.guidance import cfg
@@ -181,6 +184,34 @@ def test_guidance_and_interpolation(make):
         assert relative(cfg(denoiser, text, null, 3.0)(x, t, t).eps, bad + 3 * (good - bad)) < 1e-4
         half = Condition(**text.parts(), other=null, weight=torch.full((3,), 0.5))
         assert relative(denoiser(x, t, t, half).eps, (good + bad) / 2) < 1e-5
+
+
+@torch.no_grad()
+def test_a_condition_that_is_encoded_once_gives_the_same_output(make):
+    net = perturbed(make()).eval()
+    x, t, condition = inputs(net)
+    pair = replace(condition, other=condition[torch.tensor([1, 2, 0])], weight=torch.full((3,), 0.3))
+    once = net.encoded(pair)
+    assert torch.equal(net(x, t, once), net(x, t, condition))
+    assert torch.equal(net(x, t, once.other), net(x, t, pair.other))
+
+
+@pytest.mark.parametrize("family", ["DiT", "PixArt", "MMDiT", "Hourglass", "VideoDiT"])
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_sampling_embeds_each_prompt_once(family, guidance, monkeypatch):
+    torch.manual_seed(0)
+    words = {"word_images": 4} if family == "Hourglass" else {}
+    net = perturbed(create(family, **shape(family) | TINY[family] | {"text_length": 4, "vocabulary": 4} | words))
+    pipe = Pipeline(net, Objective(), conditioner=Text(Words(["red", "blue"], 4).config))
+    (embedder,), calls = [part for part in net.modules() if isinstance(part, TextEmbedder)], []
+    embedder.attn.register_forward_hook(lambda module, given, output: calls.append(len(given[0])))
+    options = {"seeds": [0, 1], "steps": 5, "sampler": "euler", "guidance": guidance, "output_type": "latent"}
+    images = pipe(["red", "blue"], **options).images
+    assert sum(calls) == 4  # two prompts, and the null condition of each
+    calls.clear()
+    monkeypatch.setattr(Backbone, "encoded", lambda self, condition: condition)
+    assert torch.equal(pipe(["red", "blue"], **options).images, images)
+    assert sum(calls) == 5 * (2 if guidance == 1 else 4)
 
 
 def test_cost_is_measured_without_weights(make):

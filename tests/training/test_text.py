@@ -14,7 +14,6 @@ from ditlab.cli import app, import_commands
 from ditlab.core.errors import InputError
 from ditlab.data import InMemory, open_dataset
 from ditlab.inference.records import read_record
-from ditlab.inference.samples import Samples
 from ditlab.report.sheets import contact_sheet, wrapped
 from ditlab.training.captions import CaptionConditions, Captions
 from ditlab.training.rng import Randomness, RunRandomness
@@ -253,15 +252,6 @@ def test_negative_prompts_without_effect(trained, options, line):
         tiny_pipeline()("0", negative_prompt="bad", guidance=2)
 
 
-def test_evaluation_says_that_there_are_no_prompts(trained):
-    pipe, _ = trained
-    with pytest.warns(UserWarning, match="this model reads prompts, but these images are generated without one"):
-        samples = Samples(pipe, 2, labels="balanced", seed=0, batch_size=2, options={"steps": 1, "sampler": "euler"})
-    images = samples.fetch(torch.arange(2)).x
-    expected = pipe([None, None], seeds=[0, 1], steps=1, sampler="euler", output_type="native").images
-    assert torch.equal(images, torch.from_numpy(expected).movedim(-1, 1))
-
-
 def test_records_have_the_prompts(trained, tmp_path):
     pipe, _ = trained
     output = pipe(["all red", ditlab.between("all red", "all blue", 3)[1]], negative_prompt="a square", seeds=[1, 2])
@@ -311,8 +301,9 @@ def test_the_command_line_generates_prompts(trained, tmp_path, capsys, monkeypat
          "--labels names classes, and a model that reads prompts has none; leave --labels out"),
         (["--prompts-file", "empty.txt"], "empty.txt has no prompts; write one in each line"),
         (["--prompts-file", "prompt.txt"], "no file of prompts prompt.txt; did you mean prompts.txt?"),
-        (["--npz"], "--npz generates the classes of a model, and this one reads prompts; leave --npz out"),
-        (["--npz", "--prompts", "red"], "--npz generates all classes from noise; leave --prompts out"),
+        (["--npz"], "this model reads prompts, and its training data were given in Python; give prompts: a text file "
+         "with one in each line (.txt), or data with captions"),
+        (["--npz", "--prompts", "green"], 'unknown word "green" in "green"; this model was trained on 5 words'),
         (["--prompts", ""], "a prompt is empty; give a text, or None for no prompt"),
     ):  # fmt: skip
         with pytest.raises(InputError) as caught:

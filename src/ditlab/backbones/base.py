@@ -17,7 +17,7 @@ from torch.nn.modules.conv import _ConvNd
 from ditlab.backbones.any_size import AnySize
 from ditlab.backbones.layers import LinearGELU
 from ditlab.backbones.published import IMAGENET, PublishedForm
-from ditlab.backbones.text import TextShape
+from ditlab.backbones.text import TextEmbedder, TextShape
 from ditlab.core.errors import InputError
 from ditlab.core.modules import with_modules
 from ditlab.core.types import Condition, Trace
@@ -241,8 +241,9 @@ class Backbone(PublishedForm, AnySize, nn.Module, ABC):
         return self
 
     def encoded(self, condition: Condition) -> Condition:
-        """Compute what depends on the condition alone, once for all steps of sampling; by default nothing."""
-        return condition
+        """Compute what depends on the condition alone, once for all steps of sampling; by default the embedded text."""
+        embedder = next((module for module in self.modules() if isinstance(module, TextEmbedder)), None)
+        return condition if embedder is None else embedder.encoded(condition)
 
     def inner(self, x: Tensor, *context: Any) -> Tensor:
         """The layers that feature caching skips in some steps (`inference.optimize.reuse`): all but the outer ones."""

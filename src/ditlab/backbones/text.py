@@ -4,6 +4,7 @@ In shapes, B is the batch, L the number of tokens, E the width of an encoder's s
 D the width of the network.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -124,6 +125,8 @@ class TextEmbedder(nn.Module):
         tokens, mask = checked(condition, self.shape, self.shape.length), condition.mask
         if mask is None:
             mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+        if condition.embedded is not None and condition.vector is not None:
+            return condition.embedded, mask, condition.vector
         x = self.embed(tokens if self.shape.vocabulary else tokens.to(self.positions.dtype))
         x = x + self.positions[: x.shape[1]]
         x = x + self.attn(self.norm1(x), mask=mask[:, None, None])
@@ -137,6 +140,12 @@ class TextEmbedder(nn.Module):
         if self.bag is not None:  # after few steps, a vector of its own shows a word better than the mean of all tokens
             vector = vector + (self.bag(tokens) * counts).sum(1) / counts.sum(1).sqrt()
         return x, mask, vector
+
+    def encoded(self, condition: Condition) -> Condition:
+        """Return the condition with its embedded tokens and vector, which `forward` then returns as they are."""
+        tokens, _, vector = self(condition)
+        other = None if condition.other is None else self.encoded(condition.other)
+        return replace(condition, embedded=tokens, vector=vector, other=other)
 
 
 class WordImages(nn.Module):

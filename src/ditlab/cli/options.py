@@ -43,7 +43,8 @@ class Request:
     count: Positive | None = None
     """Number of images, with consecutive seeds from the first of --seeds. With --npz the default is 50,000."""
     label_sampling: Literal["balanced", "random"] | None = None
-    """With --npz: labels are balanced (each class equally often; the default) or random (uniformly distributed)."""
+    """With --npz: labels are balanced (each class equally often, or all prompts in turn; the default) or random
+    (uniformly distributed)."""
     size: str | None = None
     """Side, or HEIGHTxWIDTH, of the images, or FRAMESxHEIGHTxWIDTH of clips (default: the size of the model, with
     --like that of the image)."""

@@ -28,7 +28,7 @@ def with_prompts(request: Request) -> Request:
     return replace(request, prompts=prompts, labels=prompts)
 
 
-def check_values(request: Request, pipe: "BasePipeline", npz: bool) -> None:
+def check_values(request: Request, pipe: "BasePipeline") -> None:
     """Check that labels are for a model with classes, and prompts for one that reads text.
 
     Raises:
@@ -41,5 +41,3 @@ def check_values(request: Request, pipe: "BasePipeline", npz: bool) -> None:
         raise InputError("--prompts for a model that reads no text; give --labels")
     if reads_text and request.labels and not request.prompts and request.like is None:
         raise InputError("--labels for a model that reads prompts; give --prompts")
-    if reads_text and npz:
-        raise InputError("--npz generates the classes of a model, and this one reads prompts; leave --npz out")

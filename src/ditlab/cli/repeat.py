@@ -149,7 +149,8 @@ def repeated_request(request: Request, npz: bool, repeat: "Repeat") -> Request:
     """
     if repeat.many is not None:
         recorded = repeat.many | {"seeds": (str(repeat.many["seed"]),)}
-        return filled(request, {name: recorded[name] for name in ("count", "label_sampling", "seeds")})
+        names = ("count", "label_sampling", "seeds", "prompts")
+        return filled(request, {name: recorded[name] for name in names if name in recorded})
     if npz or (request.count is None and request.strip is None):
         return request
     if repeat.interpolates:

@@ -66,7 +66,7 @@ def generate(call: Call, repeat: "Repeat | None") -> None:
     out, npz, given = folder_of(call.files), call.files.npz, call.options.given()
     with recorded_model(call, repeat):
         pipe = open_model(str(call.model), call.checkpoint, call.machine.device)
-    check_values(call.request, pipe, npz)
+    check_values(call.request, pipe)
     if call.files.show:
         pipe.values = pipe.values.showing(call.files.show, pipe.picture_shape[0])
     words = given if repeat is None else repeat.words(given, pipe.objective)
@@ -124,7 +124,6 @@ def check_together(request: Request, start: StartImage, files: Files) -> None:
     """Check that options can be combined, before anything is loaded."""
     if files.npz:
         unused: dict[str, Any] = {
-            "--prompts": request.prompts,
             "--labels": None if request.prompts else request.labels,
             "--strip": request.strip,
             "--image": start.image,
@@ -283,9 +282,11 @@ def sample_npz(
     from ditlab.inference.npz import write_samples
 
     rank, world = process_place()
+    request = call.request
     written = write_samples(
-        pipe, out, screen, count=count, labels=call.request.label_sampling or "balanced", seed=seed,
-        batch_size=batch_size, options=words, overwrite=call.files.overwrite, rank=rank, world=world,
+        pipe, out, screen, count=count, labels=request.label_sampling or "balanced", seed=seed,
+        batch_size=batch_size, options=words, prompts=request.prompts or "", overwrite=call.files.overwrite,
+        rank=rank, world=world,
     )  # fmt: skip
     if written is None:
         say("this process has finished its part; other processes are still generating")

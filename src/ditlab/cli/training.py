@@ -196,7 +196,9 @@ def watch(run: File, /, *, once: Flag = False, seconds: Amount = 2.0) -> None:
 
 def resuming(run: Path, recipe: "Recipe") -> str:
     """How a stopped run is resumed."""
-    if recipe.data.source.startswith("python:"):
+    from ditlab.data.parse import IN_PYTHON
+
+    if recipe.data.source.startswith(IN_PYTHON):
         return "call ditlab.train again with the same data"
     return f"{command()} train {quote(str(run / 'recipe.toml'))} --out {quote(str(run))}"
 

@@ -61,10 +61,8 @@ class Text(Conditioner):
             InputError: a value that is no text, an empty prompt or one without words, or a word that the encoder does
                 not know.
         """
-        texts = ["" if value is None else checked(value) for value in given]
+        texts = self.texts(given)
         for text in dict.fromkeys(texts):
-            if text and not self.encoder.reads(text):
-                raise InputError(f'the prompt "{shortened(text)}" has no words; give words')
             if text not in self._kept and (end := self.encoder.cut(text)):
                 warnings.warn(
                     f'the prompt "{shortened(text)}" ({counted(len(text.split()), "word")}) is longer than the '
@@ -72,6 +70,19 @@ class Text(Conditioner):
                     stacklevel=4,
                 )
         return self._rows(texts)
+
+    def texts(self, given: Sequence[Any]) -> list[str]:
+        """The texts of prompts, which the encoder can encode; None is the empty text.
+
+        Raises:
+            InputError: as `values`.
+        """
+        texts = ["" if value is None else checked(value) for value in given]
+        for text in dict.fromkeys(texts):
+            if text and not self.encoder.reads(text):
+                raise InputError(f'the prompt "{shortened(text)}" has no words; give words')
+            self.encoder.check(text)
+        return texts
 
     def _rows(self, texts: Sequence[str]) -> Condition:
         """The conditions of texts; each text is encoded once."""

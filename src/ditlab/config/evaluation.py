@@ -37,11 +37,15 @@ class CheckpointOptions(Located):
 
 
 @dataclass(frozen=True)
-class SampleSet:
+class SampleSet(Located):
     """Which images a model generates for an evaluation."""
 
     label_sampling: Literal["balanced", "random"] = "balanced"
-    """Labels of the generated images: balanced (each class equally often) or random (uniformly distributed)."""
+    """Labels of the generated images: balanced (each class equally often, or all prompts in turn) or random (uniformly
+    distributed)."""
+    prompts_from: Location = ""
+    """Prompts of a model that reads text: a .txt file with one in each line, or data with captions (default: the data
+    that the model was trained on)."""
     seed: Whole = setting(0, at_least=0, below=2**32)
     """Seed of the image set; another seed gives other images."""
     count: Whole = setting(50_000, at_least=1)
@@ -118,7 +122,7 @@ class Evaluation(Expectation, Scoring, SampleSource):
         """The settings under the names of version 0.1, which are part of the hash of a protocol."""
         values = asdict(self)
         del values["base"]  # the place of a model does not change its images
-        for name in ("show", "size"):
+        for name in ("show", "size", "prompts_from"):
             if not values[name]:
                 del values[name]
         for old, new in RENAMED.items():

@@ -28,6 +28,8 @@ class Condition:
         None  # (B, layers, L, heads, d), keys of a language model's layers, with their positions
     )
     layer_values: Tensor | None = None  # (B, layers, L, heads, d), their values
+    embedded: Tensor | None = None  # (B, L, D), tokens as the network has embedded them, see `Backbone.encoded`
+    vector: Tensor | None = None  # (B, D), the vector of the whole text that belongs to `embedded`
     resolution: Tensor | None = None  # (B, 2) float, height and width in pixels of the image to be generated
     fps: Tensor | None = None  # (B,) float, frames per second of the clip to be generated
     given: Tensor | None = None  # (B, T) bool, true for frames that the network receives without noise

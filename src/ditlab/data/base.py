@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ditlab.data.buckets import Buckets
 
 T = TypeVar("T")
+CLASS = "{class}"  # in a template of captions: the name of the class
 
 
 class Dataset(ABC):
@@ -201,6 +202,11 @@ def caption_texts(captions: Any, name: str) -> tuple[str, ...]:
         if not isinstance(text, str | None) or not is_unicode(text or ""):
             raise InputError(f"a caption of {name} is {text!a}, which is no text; correct it")
     return tuple(filter(None, (" ".join(nfc(text).split()) for text in texts if text)))
+
+
+def caption_from(template: str, name: str) -> str:
+    """The caption that a template, such as "a photo of {class}", makes from the name of a class."""
+    return template.replace(CLASS, name)
 
 
 def known(images: Tensor, values: PixelValues | None) -> tuple[Tensor, PixelValues]:

@@ -42,6 +42,8 @@ CHOICES = ("split", "image_column", "label_column", "caption_column", "held_out"
 """Settings that choose what is read of a data set."""
 SIZING = ("size", "pixels", "multiple")
 """Settings of the size of images."""
+IN_PYTHON = "python:"
+"""Beginning of the name of data that were given in Python, which cannot be opened again."""
 DIVISION = ("held_out", "labels", "label_column", "image_column")
 """Settings on which the division into training and held-out images depends."""
 

@@ -10,6 +10,7 @@ from ditlab.config.evaluation import CheckpointOptions, SampleSource
 from ditlab.config.reader import parse_sides, parse_size
 from ditlab.core.errors import InputError
 from ditlab.core.units import sides_of
+from ditlab.evaluation.references import short_hash
 from ditlab.inference.base import BasePipeline
 from ditlab.inference.pipeline import Pipeline
 from ditlab.inference.plan import Plan
@@ -41,7 +42,7 @@ def samples_of(
         )
     samples = Samples(
         pipe, settings.count, labels=settings.label_sampling, seed=settings.seed, batch_size=settings.batch_size,
-        options=options, precision=settings.precision, console=console,
+        options=options, prompts=settings.prompts_from, precision=settings.precision, console=console,
     )  # fmt: skip
     # The keys of version 0.1 are kept, because folder names of results contain a hash of them.
     protocol = protocol_settings(samples.plan) | {
@@ -53,6 +54,7 @@ def samples_of(
         "model": pipe.model.identity(),
         "size": list(samples.size),
     }
+    protocol |= {"prompts": short_hash({"prompts": samples.prompts})} if samples.prompts else {}
     return samples, protocol
 
 

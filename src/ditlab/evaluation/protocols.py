@@ -176,7 +176,7 @@ def score(job: Job, settings: Evaluation, console: Console, folder: Path, rank: 
     seconds = round(time.monotonic() - started, 1)
     result = Result(values, job.protocol, notes, seconds, __version__, describe(str(job.device)), folder)
     if isinstance(samples := clips_of(job.images), Samples):
-        show_samples(samples, folder / "grid.png")
+        show_samples(samples, folder)
     write_result(result := with_expectation(result, settings))
     forget(folder)
     return result

@@ -80,9 +80,12 @@ def with_expectation(result: Result, settings: Expectation) -> Result:
     return replace(result, expected=expected)
 
 
-def show_samples(samples: Samples, file: Path) -> None:
-    """Write a contact sheet of the first samples."""
+def show_samples(samples: Samples, folder: Path) -> None:
+    """Write a contact sheet of the first samples, and the prompt of each sample of a model that reads text."""
+    if samples.prompts:
+        lines = [next(iter(samples.captions(i)), "") for i in range(len(samples))]
+        replace_text(folder / "prompts.txt", "\n".join(lines) + "\n")
     shown = samples.fetch(torch.arange(min(SHOWN, len(samples)))).x
     images = thumbnails(samples.values.displayed(shown))
-    with replacing(file) as draft:
+    with replacing(folder / "grid.png") as draft:
         contact_sheet([images[i : i + 10] for i in range(0, len(images), 10)]).save(draft, format="PNG")

@@ -22,7 +22,7 @@ from ditlab.core.values import PixelValues
 from ditlab.diffusion.guidance import autoguidance, cfg
 from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.samplers import image_noise
-from ditlab.inference.extras import encoded, further_guidance, other_half
+from ditlab.inference.extras import encoded, encoded_pair, further_guidance, other_half
 from ditlab.inference.finite import check_latents, finite_steps
 from ditlab.inference.given import GivenFrames, check_images, given_frames
 from ditlab.inference.guide import check_guide
@@ -371,14 +371,15 @@ class BasePipeline:
         denoiser = objective.denoiser(Splitting(net, limit) if plan.cache is None else net)
         scale, interval, channels = plan.outer, plan.interval, plan.options.guidance_channels
         denoise: Denoise
-        text = encoded(net, condition)
-        further = further_guidance(plan, objective, net, text, limit)
         if guide is None:
             null = self.null(len(condition), plan.negative)
-            null = encoded(net, null if condition.given is None else null.with_given(condition.given))
+            null = null if condition.given is None else null.with_given(condition.given)
+            text, null = encoded_pair(net, condition, null, scale)
+            further = further_guidance(plan, objective, net, text, limit)
             other = other_half(self.second, plan, condition, limit)
             denoise = cfg(denoiser, text, null, scale, interval, channels, further, other)
         else:  # both networks receive the condition as it is, because each encodes it in its own way
+            further = further_guidance(plan, objective, net, encoded(net, condition), limit)
             weak = guide.objective.denoiser(Splitting(guide.inference_net(plan, condition), limit))
             denoise = autoguidance(denoiser, weak, condition, scale, interval, channels, further)
         if plan.cache is not None:

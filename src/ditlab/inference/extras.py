@@ -54,3 +54,11 @@ def other_half(second: "BasePipeline | None", plan: Plan, condition: Condition, 
             "guidance_device"
         )
     return Elsewhere(second.objective.denoiser(Splitting(second.inference_net(plan, condition), limit)), second.device)
+
+
+def encoded_pair(net: Backbone, condition: Condition, null: Condition, scale: float) -> tuple[Condition, Condition]:
+    """Compute what depends on a condition and on its null condition alone, in one call where guidance has both."""
+    if scale == 1:
+        return encoded(net, condition), encoded(net, null)
+    both = encoded(net, condition.joined(null))
+    return both[: len(condition)], both[len(condition) :]

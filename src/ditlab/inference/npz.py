@@ -1,6 +1,7 @@
 """Generate many images into one .npz file for evaluation; can be resumed and distributed over processes."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ def write_samples(
     seed: int,
     batch_size: int,
     options: dict[str, Any],
+    prompts: Sequence[str | None] | str = "",
     overwrite: bool = False,
     rank: int = 0,
     world: int = 1,
@@ -41,7 +43,7 @@ def write_samples(
         pipe: the model.
         folder: folder of samples.npz, and of samples.json with all settings.
         console: console for the progress bar.
-        count, labels, seed, batch_size, options: as in `Samples`.
+        count, labels, seed, batch_size, options, prompts: as in `Samples`.
         overwrite: replace an existing file.
         rank, world: rank of this process, and number of processes; the images do not depend on them.
 
@@ -55,11 +57,12 @@ def write_samples(
         raise InputError(
             "an .npz file for evaluation tools holds images, and this model generates videos; write .npy files"
         )
-    samples = Samples(pipe, count, labels=labels, seed=seed, batch_size=batch_size, options=options)
+    samples = Samples(pipe, count, labels=labels, seed=seed, batch_size=batch_size, options=options, prompts=prompts)
     protocol = {"count": count, "label_sampling": labels, "seed": seed, **samples.plan.settings()}
     protocol |= {"precision": pipe.net.precision, "model": pipe.model.identity()}
     if samples.plan.size != pipe.net.size:  # files of the model's size are repeated and continued without it
         protocol["size"] = recorded_size(pipe, samples.plan.size)
+    protocol |= {"prompts": samples.prompts} if samples.prompts else {}
     with held(folder, rank):
         return write_here(samples, protocol, folder, console, overwrite, rank, world)
 

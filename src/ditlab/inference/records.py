@@ -147,7 +147,7 @@ class Repeat:
     file: Path
     common: dict[str, Any]
     images: list[dict[str, Any]]  # empty for an .npz file
-    many: dict[str, Any] | None  # count, label_sampling and seed of an .npz file
+    many: dict[str, Any] | None  # count, label_sampling, seed and any prompts of an .npz file
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -316,6 +316,7 @@ def understood(file: Path, content: dict[str, Any]) -> Repeat:
         raise InputError(f"{file} was generated with a guide model; generate it again in Python")
     if "label_sampling" in content:
         many = {name: content.pop(name) for name in ("count", "label_sampling", "seed")}
+        many |= {"prompts": content.pop("prompts")} if "prompts" in content else {}
         return Repeat(file, content, [], many)
     images = content.pop("images", None)
     if images is None:

@@ -1,7 +1,6 @@
 """Generated images as a data set, for evaluation."""
 
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, Literal, final
 
@@ -17,6 +16,7 @@ from ditlab.core.units import counted
 from ditlab.data.base import Dataset
 from ditlab.inference.base import BasePipeline
 from ditlab.inference.prepare import ready
+from ditlab.inference.prompts import prompts_of
 
 Labels = Literal["balanced", "random"]
 
@@ -34,6 +34,7 @@ class Samples(Dataset):
         seed: int,
         batch_size: int,
         options: dict[str, Any],
+        prompts: Sequence[str | None] | str = "",
         precision: str = "float32",
         console: Console | None = None,
     ) -> None:
@@ -46,19 +47,17 @@ class Samples(Dataset):
             seed: image i has the seed `seed * count + i`, so that another seed gives other images.
             batch_size: images generated at a time; does not change the images.
             options: arguments of `BasePipeline.steps`.
+            prompts: of a model that reads text: prompts, or a source of them as in `prompts_of`. The images have them
+                in turn, or uniformly at random.
             precision: with a precision other than float32 the model is prepared (`ready`) before the first image.
             console: console for messages about the preparation.
 
         Raises:
-            InputError: the count is not divisible by the number of classes, or the options do not fit the model.
+            InputError: the count is not divisible by the number of classes, there are no prompts, or the options or
+                prompts do not fit the model.
         """
         classes = pipe.net.classes
         check_count(count, seed, labels, classes)
-        if isinstance(pipe.conditioner, Text):
-            line = (
-                "this model reads prompts, but these images are generated without one, as those of a model without text"
-            )
-            warnings.warn(line, stacklevel=2)
         self.pipe = pipe.model.fused() if pipe is pipe.model else pipe
         self.plan = pipe.resolve(**options)
         self.batch_size, self.options = batch_size, options
@@ -66,12 +65,16 @@ class Samples(Dataset):
         self.first_seed = seed * count
         self.classes = pipe.model.classes or [str(i) for i in range(classes)]
         generator = torch.Generator().manual_seed(seed)
-        if classes == 0:
-            self.labels = torch.zeros(count, dtype=torch.long)
+        self.prompts = checked_prompts(pipe, prompts, count, seed)
+        """Prompts, which the images of a model that reads text have in turn or at random; empty for other models."""
+        kinds = len(self.prompts) or classes
+        if kinds == 0:
+            self.numbers = torch.zeros(count, dtype=torch.long)
         elif labels == "balanced":
-            self.labels = torch.arange(count) % classes
+            self.numbers = torch.arange(count) % kinds
         else:
-            self.labels = torch.randint(classes, (count,), generator=generator)
+            self.numbers = torch.randint(kinds, (count,), generator=generator)
+        self.labels = torch.zeros_like(self.numbers) if self.prompts else self.numbers
         self.channels, sides = pipe.picture_shape_of(self.plan.size)
         self.size = (*self.plan.size[:-2], *sides)
         self.values = pipe.values
@@ -93,17 +96,47 @@ class Samples(Dataset):
         )  # fmt: skip
 
     def fetch(self, indices: Tensor) -> Batch:
-        labels = self.labels[indices]
         pipe, batch_size = self.generating
         latents = pipe(
-            [pipe.conditioner.value(label) for label in labels.tolist()] if pipe.net.classes else None,
+            self.conditions(indices),
             seeds=[self.first_seed + i for i in indices.tolist()],
             batch_size=batch_size,
             output_type="latent",
             callback_on_step_end=self.on_step,
             **self.options,
         ).images
-        return Batch(torch.cat([pipe.decode(part) for part in latents.split(batch_size)]), Condition(label=labels))
+        return Batch(
+            torch.cat([pipe.decode(part) for part in latents.split(batch_size)]), Condition(label=self.labels[indices])
+        )
+
+    def conditions(self, indices: Tensor) -> list[Any] | None:
+        """The prompts or labels of images (B,); None for an unconditional model."""
+        if self.prompts:
+            return [self.prompts[i] for i in self.numbers[indices].tolist()]
+        return (
+            [self.pipe.conditioner.value(label) for label in self.labels[indices].tolist()]
+            if self.pipe.net.classes
+            else None
+        )
+
+    def captions(self, i: int) -> tuple[str, ...]:
+        prompt = self.prompts[int(self.numbers[i])] if self.prompts else None
+        return () if prompt is None else (prompt,)
+
+
+def checked_prompts(pipe: BasePipeline, prompts: Sequence[str | None] | str, count: int, seed: int) -> list[str | None]:
+    """Prompts for a set of images, see `Samples`; empty for a model that reads no text.
+
+    Raises:
+        InputError: the model reads no text, there are no prompts, or it cannot encode one of them.
+    """
+    if not isinstance(pipe.conditioner, Text):
+        if prompts:
+            raise InputError("prompts for a model that reads no text; leave them out")
+        return []
+    texts = prompts_of(pipe, prompts, count, seed) if isinstance(prompts, str) else [*prompts]
+    pipe.conditioner.texts(texts)
+    return texts
 
 
 def check_count(count: int, seed: int, labels: str, classes: int) -> None:

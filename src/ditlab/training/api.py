@@ -21,6 +21,7 @@ from ditlab.core.terminal import make_console
 from ditlab.core.units import counted, noun_of
 from ditlab.core.weights import checkpoints
 from ditlab.data import Dataset, from_torch
+from ditlab.data.parse import IN_PYTHON
 from ditlab.inference.pipeline import Pipeline
 from ditlab.report.run import REPORT
 from ditlab.training.callbacks import Callback, Listeners
@@ -98,7 +99,7 @@ def joined_run(
     elif data is not None:
         settings = recipe.data
         dataset = data if isinstance(data, Dataset) else from_torch(data, range=settings.range, show=settings.show)
-        recipe = replace(recipe, data=replace(recipe.data, source=f"python:{type(data).__qualname__}"))
+        recipe = replace(recipe, data=replace(recipe.data, source=f"{IN_PYTHON}{type(data).__qualname__}"))
     check_recipe(recipe)
     folder, rank = Path(expand(str(out))), process_place()[0]
     with (

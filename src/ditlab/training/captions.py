@@ -17,10 +17,9 @@ from ditlab.core.errors import InputError
 from ditlab.core.types import Condition
 from ditlab.core.units import counted
 from ditlab.data import Dataset
-from ditlab.data.base import caption_texts, spread
+from ditlab.data.base import CLASS, caption_from, caption_texts, spread
 from ditlab.training.rng import CAPTION, Randomness
 
-CLASS = "{class}"
 IN_MEMORY = 2**30  # bytes of encoded captions that a run keeps in memory
 EXAMPLES = 10  # captions that are saved with a model
 
@@ -54,7 +53,7 @@ class Captions:
             for i, entry in enumerate(spread(pool, dataset.captions, len(dataset))):
                 captions = caption_texts(entry, f"image {i}")
                 if not captions and template:
-                    captions = (template.replace(CLASS, dataset.classes[int(dataset.labels[i])]),)
+                    captions = (caption_from(template, dataset.classes[int(dataset.labels[i])]),)
                     from_classes += 1
                 for text in captions or ("",):
                     numbers.append(positions.setdefault(text, len(positions)))

@@ -17,7 +17,7 @@ from ditlab.diffusion.flow_map import FlowMap
 from ditlab.diffusion.guidance import cfg
 from ditlab.diffusion.process import per_image
 from ditlab.diffusion.samplers import SAMPLERS
-from ditlab.inference.extras import encoded
+from ditlab.inference.extras import encoded_pair
 from ditlab.inference.pipeline import Pipeline
 from ditlab.inference.prepared import PreparedPipeline
 
@@ -100,8 +100,8 @@ class Teacher:
         """
         objective, net = self.pipe.objective.at_guidance(scale), self.pipe.net
         denoiser = objective.denoiser(net)
-        text, null = encoded(net, condition), encoded(net, self.pipe.null(len(condition)))
         outer = 1.0 if self.built_in else scale
+        text, null = encoded_pair(net, condition, self.pipe.null(len(condition)), outer)
         denoise = cfg(denoiser, text, null, outer, self.interval, self.channels)
         schedule = refined(times, parts)
         deviation = float(torch.hypot(objective.process.alpha(times[0]), objective.process.sigma(times[0])))

@@ -79,6 +79,13 @@ class Encoder(ABC):
         """Whether anything of a text is encoded; otherwise `encode` returns the null condition for it."""
         return bool(text)
 
+    def check(self, text: str) -> None:  # noqa: B027 - most encoders encode every text
+        """Check that `encode` can encode a text.
+
+        Raises:
+            InputError: it cannot.
+        """
+
     def release(self) -> None:  # noqa: B027 - most encoders hold little memory
         """Free the memory of a pretrained model until a text is encoded again."""
 

@@ -64,11 +64,17 @@ class Words(Encoder):
         tokens = torch.zeros(len(texts), self.shape.length, dtype=torch.long)
         tokens[:, 0] = START
         for row, text in zip(tokens, texts, strict=True):
-            words = split(text)[: self.shape.length - 1]
-            if unknown := [word for word in dict.fromkeys(words) if word not in self.numbers]:
-                raise InputError(self._unknown(unknown, text))
+            self.check(text)
+            words = self._kept(text)
             row[1 : 1 + len(words)] = torch.tensor([self.numbers[word] for word in words], dtype=torch.long)
         return Condition(tokens=tokens, mask=tokens > 0)
+
+    def check(self, text: str) -> None:
+        if unknown := [word for word in dict.fromkeys(self._kept(text)) if word not in self.numbers]:
+            raise InputError(self._unknown(unknown, text))
+
+    def _kept(self, text: str) -> list[str]:
+        return split(text)[: self.shape.length - 1]
 
     def reads(self, text: str) -> bool:
         return bool(split(text))
