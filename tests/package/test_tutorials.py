@@ -30,6 +30,7 @@ NOT_RUN = {
     "ditlab study": "takes hours",
     "ditlab evaluate runs/mine --reference images/": "downloads the Inception network",
     "ditlab convert DiT-XL-2-256x256.pt": "needs a published file",
+    "ditlab train sd3-lora": "needs a published file",
 }  # fmt: skip
 LITTLE = "--images 320 --yes --model.name Hourglass-XS --model.width 16 --model.heads 1 --model.depth 1 --model.outer 8"
 SETTINGS = (
@@ -48,6 +49,8 @@ REDUCED = {
         "count=1000": "count=100",
         "--count 1000": "--count 100",
         "ditlab train images/ --minutes 30": "ditlab train images/ --images 320",
+        "ditlab train moving-digits": CLIPS,
+        "runs/quick --steps 4": "runs/quick --steps 4 --images 256",
     },
     "docs/tutorials/first-model.md": {
         "ditlab demo\n": f"{DEMO}\n",
