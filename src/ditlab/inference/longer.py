@@ -46,8 +46,8 @@ def check_room_for(pipe: "BasePipeline", original: Original | None, clips: int) 
     if needed > total_memory(cpu):
         raise InputError(
             f"about {needed / GIB:,.1f} GiB of memory are needed for {counted(clips, 'clip')} of "
-            f"{original.frames:,} frames of {height}x{width}, and there are {total_memory(cpu) / GIB:,.1f} GiB, of which "
-            f"{free_memory(cpu) / GIB:,.1f} are free; give fewer frames or clips"
+            f"{original.frames:,} frames of {height}x{width}, and there are {total_memory(cpu) / GIB:,.1f} GiB, of "
+            f"which {free_memory(cpu) / GIB:,.1f} are free; give fewer frames or clips"
         )
 
 
