@@ -46,8 +46,8 @@ def check_room_for(pipe: "BasePipeline", original: Original | None, clips: int) 
     if needed > total_memory(cpu):
         raise InputError(
             f"about {needed / GIB:,.1f} GiB of memory are needed for {counted(clips, 'clip')} of "
-            f"{original.frames:,} frames of {height}x{width}, and there are {total_memory(cpu) / GIB:,.1f} GiB, of which "
-            f"{free_memory(cpu) / GIB:,.1f} are free; give fewer frames or clips"
+            f"{original.frames:,} frames of {height}x{width}, and there are {total_memory(cpu) / GIB:,.1f} GiB, of "
+            f"which {free_memory(cpu) / GIB:,.1f} are free; give fewer frames or clips"
         )
 
 
@@ -76,8 +76,7 @@ def longer(
         growing = Growing(original.part(rows))
         for number in range(original.parts):
             numbers = [moved(seed, number * NEXT) for seed in seeds[rows]]
-            report = None if callback is None else lambda step, on=growing, tell=callback: tell(on.whole(step))
-            part = growing.part
+            report, part = growing.reporting(callback), growing.part
             growing.add(torch.cat([*pipe.batches(labels[rows], numbers, batch_size, report, original=part, **options)]))
         assert growing.clips is not None
         yield growing.clips
@@ -130,6 +129,10 @@ class Growing:
         self.steps = self.earlier + step.i + 1
         x, x0 = (self.padded(self.joined(latents, self.rows)) for latents in (step.x, step.x0))
         return replace(step, i=self.steps - 1, x=x, x0=x0)
+
+    def reporting(self, callback: Callable[[Step], None] | None) -> Callable[[Step], None] | None:
+        """Return a callback for the steps of parts that reports the steps of the clips."""
+        return None if callback is None else lambda step: callback(self.whole(step))
 
     def padded(self, latents: Tensor) -> Tensor:
         """Return latents (B, c, T, h, w) in the full length of the clips."""

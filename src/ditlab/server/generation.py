@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from PIL.Image import Image
+
 from ditlab.conditioning import ClassLabels, Text
 from ditlab.core.errors import InputError
 from ditlab.core.types import Between, Label, Seed, Step, between
@@ -248,7 +250,8 @@ def start_image(pipe: BasePipeline, request: GenerationRequest, most: int, size:
 
 def start_frames(pipe: BasePipeline, request: GenerationRequest, most: int, size: tuple[int, ...]) -> GivenFrames:
     """The given frames and the length of the clips of a request, see `start_image`."""
-    files, images = request.given_files(), {}
+    files = request.given_files()
+    images: dict[int, Image] = {}
     for number, content in (files or {}).items():
         images[number] = read_picture(io.BytesIO(content), most, FORMATS)
         with width_first_messages():  # at once, so that no other large image is decoded
