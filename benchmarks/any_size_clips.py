@@ -84,9 +84,7 @@ class MovingOnCanvas(Dataset):
         folded = (self.first[indices][:, None] * room + steps).remainder(2 * room)  # (B, T, 2)
         places = (DIGIT / 2 + torch.minimum(folded, 2 * room - folded)).float().flatten(0, 1)
         images = self.digits.images[self.chosen[indices]].float().repeat_interleave(length, 0)
-        x, y = (
-            2 * (torch.arange(side) + 0.5 - places[:, i : i + 1]) / DIGIT for i, side in enumerate((width, height))
-        )
+        x, y = (2 * (torch.arange(side) + 0.5 - places[:, i : i + 1]) / DIGIT for i, side in enumerate((width, height)))
         grid = torch.stack([x[:, None, :].expand(-1, height, -1), y[:, :, None].expand(-1, -1, width)], -1)
         shown = F.grid_sample(images, grid, align_corners=False).round().byte()
         clips = shown.reshape(len(indices), length, 1, height, width).transpose(1, 2)
@@ -143,7 +141,9 @@ def main() -> None:
     print(f"{trained - started:.0f} s of CPU time for training, {time.process_time() - trained:.0f} s for the scores")
     if arguments.sheet:
         for name, rows in strips.items():
-            save_sheet(contact_sheet(rows, [name] * len(rows)), arguments.sheet.with_stem(f"{arguments.sheet.stem}-{name}"))
+            save_sheet(
+                contact_sheet(rows, [name] * len(rows)), arguments.sheet.with_stem(f"{arguments.sheet.stem}-{name}")
+            )
 
 
 if __name__ == "__main__":

@@ -198,9 +198,7 @@ class FiT(Backbone):
         x = F.linear(x.to(self.dtype), projection.weight.flatten(1), projection.bias)
         return self.through(x, timestep, self.labels(condition), where, mask, None) * mask.unsqueeze(-1)
 
-    def forward_packed(
-        self, images: Sequence[Tensor], timestep: Tensor, condition: Condition | Tensor
-    ) -> list[Tensor]:
+    def forward_packed(self, images: Sequence[Tensor], timestep: Tensor, condition: Condition | Tensor) -> list[Tensor]:
         """Compute the output for images of several sizes as one list of tokens, without padding.
 
         Args:

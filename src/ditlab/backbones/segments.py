@@ -4,6 +4,8 @@ In shapes, B is the number of images, N that of the tokens of all, and d the wid
 """
 
 from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
 from itertools import accumulate
 from typing import NamedTuple, Self
 
@@ -12,10 +14,7 @@ from torch import Tensor
 
 from ditlab.backbones.layers import attend
 
-try:  # PyTorch 2.10 and later
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:
-    varlen_attn = None  # type: ignore[assignment]
+VARLEN = "torch.nn.attention.varlen"
 
 
 class Segments(NamedTuple):
@@ -37,9 +36,10 @@ def attend_segments(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tens
     """Compute the attention (1, heads, N, d) of the tokens of each image to each other.
 
     On a CPU, and in float32, the images are computed one after the other. On CUDA in half precision, one kernel computes
-    all of them; it was written by its documentation, and the developers have not run it on a GPU.
+    all of them (PyTorch 2.10 and later); it was written by its documentation, and has not been run on a GPU.
     """
-    if q.device.type == "cuda" and q.dtype in (torch.float16, torch.bfloat16) and varlen_attn is not None:
+    if q.device.type == "cuda" and q.dtype in (torch.float16, torch.bfloat16) and find_spec(VARLEN):
+        varlen_attn = import_module(VARLEN).varlen_attn  # not at the top: it imports the compiler
         ends = torch.tensor([0, *accumulate(segments.lengths)], dtype=torch.int32, device=q.device)
         longest = max(segments.lengths)
         parts = (part[0].transpose(0, 1).contiguous() for part in (q, k, v))  # (N, heads, d)

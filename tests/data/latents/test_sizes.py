@@ -57,7 +57,9 @@ def test_a_cache_holds_the_moments_of_images_of_several_sizes(photos: Path, tmp_
         assert len(cache.fetch(indices)) == 8
     assert (out / "index.json").read_text().count('"native": {\n  "pixels": 256,\n  "frame_multiple": 1\n }') == 1
     line = Summary.of(open_dataset(str(out)), "cache").lines()[0]
-    assert line.startswith("data: cache: 12 images of 3 sizes from 20x12 to 12x20 pixels, gray, uint8, 0..255, as laten")
+    assert line.startswith(
+        "data: cache: 12 images of 3 sizes from 20x12 to 12x20 pixels, gray, uint8, 0..255, as laten"
+    )
     with pytest.raises(InputError, match="have several sizes, and here they must have one"):
         cache.fetch(torch.arange(12))
 
@@ -81,7 +83,9 @@ def test_settings_that_a_cache_of_several_sizes_contradicts(photos: Path, tmp_pa
     make(open_dataset(str(photos), NATIVE), tmp_path / "cache")
     opened = open_dataset(str(tmp_path / "cache"), NATIVE)
     assert opened.buckets is not None
-    line = "was encoded with pixels = 256 and multiple = 4, not 400 and 8; omit data.size, data.pixels and data.multiple"
+    line = (
+        "was encoded with pixels = 256 and multiple = 4, not 400 and 8; omit data.size, data.pixels and data.multiple"
+    )
     with pytest.raises(InputError, match=line):
         open_dataset(str(tmp_path / "cache"), Preparation(size="native", pixels=400))
 
