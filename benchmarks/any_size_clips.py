@@ -2,11 +2,12 @@
 
     python benchmarks/any_size_clips.py RUN [--images N] [--count 100] [--sheet FILE]
 
-RUN is a run folder; without it the model is trained first. A handwritten digit of scikit-learn moves evenly on a canvas,
-and bounces off its edges. For each size the program generates `count` clips, and measures them as it measures clips of
-held-out digits on the same canvas: the accuracy of the digit classifier, the share of clips of which all frames have the
-same class, speed and acceleration in pixels per frame (see `ditlab.evaluation.features.motion`), and the brightness
-outside the digit. Clips of sizes and lengths that the training did not see are generated in the same way.
+RUN is a run folder; the model is trained first, or its training resumed, up to N clips. A handwritten digit of
+scikit-learn moves evenly on a canvas, and bounces off its edges. For each size the program generates `count` clips, and
+measures them as it measures clips of held-out digits on the same canvas: the accuracy of the digit classifier, the
+share of clips of which all frames have the same class, speed and acceleration in pixels per frame (see
+`ditlab.evaluation.features.motion`), and the brightness outside the digit. Clips of sizes and lengths that the training
+did not see are generated in the same way.
 """
 
 import argparse
@@ -92,7 +93,7 @@ class MovingOnCanvas(Dataset):
 
 
 def scores(clips: Tensor, labels: Tensor) -> list[float]:
-    """Accuracy, share of the same digit, speed, acceleration, and brightness outside the digit, of clips (N, 1, T, ...)."""
+    """Accuracy, same digit, speed, acceleration, and brightness outside the digit, of clips (N, 1, T, H, W)."""
     shown = clips[:, 0]
     places = centers(shown)
     logits = digit_classifier()(cut_out(shown, places, DIGIT)).unflatten(0, shown.shape[:2])

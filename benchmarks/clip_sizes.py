@@ -3,11 +3,10 @@
     python benchmarks/clip_sizes.py
 
 Each row is a process of its own, on one thread: CPU time of the forward and backward pass of one clip (the fastest of
-three), and the growth of its peak memory in them. The clips for the buckets have usual aspect ratios, and durations from
-an exponential distribution; no file is read.
+three), and the growth of its peak memory in them. The clips for the buckets have usual aspect ratios, and durations
+from an exponential distribution; no file is read.
 """
 
-import math
 import multiprocessing
 import resource
 import time
@@ -76,9 +75,10 @@ def buckets() -> None:
     mean = (work * times).sum() / times.sum()
     lost = 1 - int(frames.sum()) / sum(window.count for window in cut)
     print(
-        f"{len(cut):,} clips from {FILES:,} files in {len(found.sizes)} buckets of {math.prod(found.sizes[-1]):,} pixels "
-        f"or less; padding 0 %; tokens of a batch {work.min() / mean - 1:+.1%} to {work.max() / mean - 1:+.1%} of the mean; "
-        f"mean crop {cropped:.1%}, frames left out by an epoch {lost:.1%}"
+        f"{len(cut):,} clips from {FILES:,} files in {len(found.sizes)} buckets; padding 0 %; tokens of a batch "
+        f"{work.min() / mean - 1:+.1%} to {work.max() / mean - 1:+.1%} from the mean, "
+        f"{1 - mean / work.max():.1%} less than the largest on average; mean crop {cropped:.1%}, "
+        f"frames left out by an epoch {lost:.1%}"
     )
 
 

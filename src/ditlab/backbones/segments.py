@@ -35,8 +35,8 @@ class Segments(NamedTuple):
 def attend_segments(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
     """Compute the attention (1, heads, N, d) of the tokens of each image to each other.
 
-    On a CPU, and in float32, the images are computed one after the other. On CUDA in half precision, one kernel computes
-    all of them (PyTorch 2.10 and later); it was written by its documentation, and has not been run on a GPU.
+    On a CPU, and in float32, the images are computed one after the other. On CUDA in half precision, one kernel
+    computes all of them (PyTorch 2.10 and later); it was written by its documentation, and has not been run on a GPU.
     """
     if q.device.type == "cuda" and q.dtype in (torch.float16, torch.bfloat16) and find_spec(VARLEN):
         varlen_attn = import_module(VARLEN).varlen_attn  # not at the top: it imports the compiler
