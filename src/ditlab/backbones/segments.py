@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ditlab.backbones.layers import attend
 
-VARLEN = "torch.nn.attention.varlen"
+KERNEL = "torch.nn.attention.varlen"  # PyTorch 2.10 and later
 
 
 class Segments(NamedTuple):
@@ -35,16 +35,15 @@ class Segments(NamedTuple):
 def attend_segments(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tensor:
     """Compute the attention (1, heads, N, d) of the tokens of each image to each other.
 
-    On a CPU, and in float32, the images are computed one after the other. On CUDA in half precision, one kernel
-    computes all of them (PyTorch 2.10 and later); it was written by its documentation, and has not been run on a GPU.
+    On a CPU, in float32, and with PyTorch 2.9, the images are computed one after the other. On CUDA in half precision,
+    one kernel computes all of them; the developers have not run it on a GPU.
     """
-    if q.device.type == "cuda" and q.dtype in (torch.float16, torch.bfloat16) and find_spec(VARLEN):
-        varlen_attn = import_module(VARLEN).varlen_attn  # not at the top: it imports the compiler
+    if q.device.type == "cuda" and q.dtype in (torch.float16, torch.bfloat16) and find_spec(KERNEL):
+        kernel = import_module(KERNEL).varlen_attn  # not earlier: it imports the compiler
         ends = torch.tensor([0, *accumulate(segments.lengths)], dtype=torch.int32, device=q.device)
         longest = max(segments.lengths)
         parts = (part[0].transpose(0, 1).contiguous() for part in (q, k, v))  # (N, heads, d)
-        out = varlen_attn(*parts, ends, ends, longest, longest)
-        assert isinstance(out, Tensor)
+        out: Tensor = kernel(*parts, ends, ends, longest, longest)
         return out.transpose(0, 1)[None]
     images = zip(*(part.split(segments.lengths, dim=2) for part in (q, k, v)), strict=True)
     return torch.cat([attend(*image) for image in images], dim=2)
