@@ -1,12 +1,13 @@
 """Train one model on clips of three aspect ratios and two lengths, and score it at each of them and at others.
 
-    python benchmarks/any_size_clips.py RUN [--images N] [--count 100] [--sheet FILE]
+    python benchmarks/any_size_clips.py RUN [--images N] [--count 60] [--sheet FILE]
 
-RUN is a run folder; without it the model is trained first. A handwritten digit of scikit-learn moves evenly on a canvas,
-and bounces off its edges. For each size the program generates `count` clips, and measures them as it measures clips of
-held-out digits on the same canvas: the accuracy of the digit classifier, the share of clips of which all frames have the
-same class, speed and acceleration in pixels per frame (see `ditlab.evaluation.features.motion`), and the brightness
-outside the digit. Clips of sizes and lengths that the training did not see are generated in the same way.
+RUN is a run folder; the model is trained first, or its training resumed, up to N clips. A handwritten digit of
+scikit-learn moves evenly on a canvas, and bounces off its edges. For each size the program generates `count` clips, and
+measures them as it measures clips of held-out digits on the same canvas: the accuracy of the digit classifier, the
+share of clips of which all frames have the same class, speed and acceleration in pixels per frame (see
+`ditlab.evaluation.features.motion`), and the brightness outside the digit. Clips of sizes and lengths that the training
+did not see are generated in the same way.
 """
 
 import argparse
@@ -92,7 +93,7 @@ class MovingOnCanvas(Dataset):
 
 
 def scores(clips: Tensor, labels: Tensor) -> list[float]:
-    """Accuracy, share of the same digit, speed, acceleration, and brightness outside the digit, of clips (N, 1, T, ...)."""
+    """Accuracy, same digit, speed, acceleration, and brightness outside the digit, of clips (N, 1, T, H, W)."""
     shown = clips[:, 0]
     places = centers(shown)
     logits = digit_classifier()(cut_out(shown, places, DIGIT)).unflatten(0, shown.shape[:2])
@@ -121,8 +122,8 @@ def main() -> None:
     """Train if necessary, and print the scores at each size."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
-    parser.add_argument("--images", type=int, default=8_000, help="clips of the training")
-    parser.add_argument("--count", type=int, default=100, help="generated clips of each size")
+    parser.add_argument("--images", type=int, default=30_000, help="clips of the training")
+    parser.add_argument("--count", type=int, default=60, help="generated clips of each size")
     parser.add_argument("--sheet", type=Path, help="PNG file with film strips of each size")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -149,7 +149,6 @@ def test_the_survey_and_the_notes_state_lengths_and_sizes(folder: Path, tmp_path
     ],
 )
 def test_settings_without_effect(settings: dict[str, int], line: str) -> None:
+    preparation = Preparation(**settings)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=line):
-        preparation = Preparation(**settings)  # type: ignore[arg-type]
-        timing_of(preparation)
-        preprocessing(preparation)
+        _ = timing_of(preparation), preprocessing(preparation)

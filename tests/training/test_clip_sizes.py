@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 import ditlab
 from ditlab.config.sections import Train
 from ditlab.core.errors import InputError
-from ditlab.core.types import Batch, Condition
 from ditlab.core.weights import newest_checkpoint
 from ditlab.inference.sizes import trained_sizes
 from ditlab.training.given import given_frames

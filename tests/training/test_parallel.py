@@ -184,6 +184,26 @@ def test_processes_share_batches_of_images_of_several_sizes(recipe, tmp_path, pr
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_share_batches_of_images_and_clips(recipe, tmp_path, processes):
+    (tmp_path / "clips").mkdir()
+    for i, (size, count) in enumerate([((16, 16), 8)] * 20 + [((12, 20), 5)] * 15 + [((20, 12), 1)] * 9):
+        first, *others = [Image.effect_noise(size, 40 + i) for _ in range(count)]
+        first.save(tmp_path / "clips" / f"{i:02d}.gif", save_all=True, append_images=others, duration=100)
+    data = f'source = "{tmp_path / "clips"}"\nsize = "native"\npixels = 256\nmultiple = 4\nframes = 8'
+    model = '"VideoDiT-XS/1x2x2"\nwidth = 32\ndepth = 2\nheads = 2\npatch = 4'
+    network = RECIPE[RECIPE.index('"DiT"') : RECIPE.index("qk_norm")]
+    changed = (
+        RECIPE.replace('source = "digits"', data).replace(network, f"{model}\n").replace("batch = 32", "batch = 8")
+    )
+    recipe.write_text(changed.replace("[train]", "[train]\ngiven_first = 0.5"))
+    alone(recipe, tmp_path / "one")
+    code, reported = launch(processes, recipe, tmp_path / "several")
+    assert code == 0, reported
+    assert_same_run(tmp_path / "one", tmp_path / "several")
+
+
+@pytest.mark.slow
 def test_a_sharded_run_goes_on_with_another_number_of_processes(recipe, tmp_path):
     alone(recipe, tmp_path / "one")
     code, reported = launch(2, recipe, tmp_path / "run", "--train.images=128", "--parallel.shard=full")

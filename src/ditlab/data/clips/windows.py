@@ -33,8 +33,8 @@ def lengths(timing: Timing, native: Native) -> list[int]:
     if timing.frames % multiple:
         nearest = max(1, round(timing.frames / multiple)) * multiple
         raise InputError(
-            f"frames is {timing.frames}, which frame_multiple = {multiple} does not divide; give {nearest}, the nearest "
-            "number"
+            f"frames is {timing.frames}, which frame_multiple = {multiple} does not divide; give {nearest}, the "
+            "nearest number"
         )
     found = [timing.frames]
     while found[-1] % (2 * multiple) == 0:
