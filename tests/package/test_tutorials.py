@@ -26,8 +26,6 @@ NOT_RUN = {
     "make ": "setup", "python3 -m venv": "setup", "pip install": "setup",
     "ditlab serve": "runs until it is stopped",
     "ditlab bench": "measures for a minute",
-    "ditlab demo --text": "takes 12 minutes",
-    "ditlab study": "takes hours",
     "ditlab evaluate runs/mine --reference images/": "downloads the Inception network",
     "ditlab convert DiT-XL-2-256x256.pt": "needs a published file",
 }  # fmt: skip
@@ -36,7 +34,10 @@ SETTINGS = (
     'images=320, settings={"model": {"name": "Hourglass-XS", "width": 16, "heads": 1, "depth": 1, "outer": (8,)}}'
 )
 TEXT = "ditlab train emoji-text --images 128 --sample.steps 2 --out runs/demo-text"
-CLIPS = "ditlab train moving-digits --model.name VideoDiT-XS/2x8x8 --train.batch 4 --images 8 --sample.steps 2"
+CLIPS = (
+    "ditlab train moving-digits --model.name VideoDiT-XS/2x4x4 --model.patch 8 --train.batch 4 --images 8"
+    " --sample.steps 2"
+)
 STAND_IN = {"images = 40_000": "images = 256", "images = 30_000": "images = 256", "--count 2600": "--count 260"}
 SERVICE = "127.0.0.1:7860"
 DEMO = "ditlab train digits --train.images=256 --model.depth=1 --out runs/demo"
@@ -48,6 +49,8 @@ REDUCED = {
         "count=1000": "count=100",
         "--count 1000": "--count 100",
         "ditlab train images/ --minutes 30": "ditlab train images/ --images 320",
+        "ditlab demo --text": TEXT,
+        "ditlab study scaling": "ditlab study scaling --dry-run",
     },
     "docs/tutorials/first-model.md": {
         "ditlab demo\n": f"{DEMO}\n",
