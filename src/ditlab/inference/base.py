@@ -35,7 +35,7 @@ from ditlab.inference.output import TYPES, Output, frame_rate, make_output
 from ditlab.inference.plan import Plan, check_channels, resolve
 from ditlab.inference.prompts import negative_text
 from ditlab.inference.records import describe
-from ditlab.inference.sizes import check_room, input_size, plan_size, size_shift
+from ditlab.inference.sizes import check_room, input_size, named_size, plan_size, size_shift
 from ditlab.inference.steps import evaluated
 from ditlab.report.sheets import to_pil
 
@@ -231,13 +231,14 @@ class BasePipeline:
                 preset, reuse). `sampler` may also be a sampler function, and `schedule` a tensor of times. Models that
                 read text take `negative_prompt`, a text that replaces the null condition in guidance. Names of
                 diffusers are accepted too: num_inference_steps, guidance_scale, class_labels, prompt, generator,
-                num_images_per_prompt.
+                num_images_per_prompt, height and width.
 
         Raises:
             InputError: a label or setting cannot be used (raised before the first step), or an image is not finite
                 (raised after the last step).
         """
         names, numbers, options = arguments(labels, seeds, options)
+        size = named_size(options, size)
         plan = self.resolve(original=original, guide=guide, size=size, **options)
         return self._steps(plan, names, numbers, guide, RowLimit())
 
@@ -279,6 +280,7 @@ class BasePipeline:
         Raises:
             InputError: a label or setting cannot be used, or the memory is too small for a single image.
         """
+        size = named_size(options, size)
         if output_type not in TYPES:
             raise InputError(f'unknown output_type "{output_type}"; choose from: {", ".join(TYPES)}')
         if (mask_image := options.pop("mask_image", None)) is not None:
