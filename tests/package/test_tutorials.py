@@ -34,10 +34,7 @@ SETTINGS = (
     'images=320, settings={"model": {"name": "Hourglass-XS", "width": 16, "heads": 1, "depth": 1, "outer": (8,)}}'
 )
 TEXT = "ditlab train emoji-text --images 128 --sample.steps 2 --out runs/demo-text"
-CLIPS = (
-    "ditlab train moving-digits --model.name VideoDiT-XS/2x4x4 --model.patch 8 --train.batch 4 --images 8"
-    " --sample.steps 2"
-)
+CLIPS = "ditlab train moving-digits --model.depth 1 --train.batch 4 --images 8 --sample.steps 2"
 STAND_IN = {"images = 40_000": "images = 256", "images = 20_000": "images = 256", "--count 2600": "--count 260"}
 SERVICE = "127.0.0.1:7860"
 DEMO = "ditlab train digits --train.images=256 --model.depth=1 --out runs/demo"
