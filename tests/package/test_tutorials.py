@@ -35,19 +35,19 @@ SETTINGS = (
 )
 TEXT = "ditlab train emoji-text --images 128 --sample.steps 2 --out runs/demo-text"
 CLIPS = "ditlab train moving-digits --model.depth 1 --train.batch 4 --images 8 --sample.steps 2"
-STAND_IN = {"images = 40_000": "images = 256", "images = 20_000": "images = 256", "--count 2600": "--count 260"}
+STAND_IN = {"images = 40_000": "images = 256", "images = 30_000": "images = 256", "--count 2600": "--count 260"}
 SERVICE = "127.0.0.1:7860"
 DEMO = "ditlab train digits --train.images=256 --model.depth=1 --out runs/demo"
 REDUCED = {
     "README.md": {
+        "ditlab demo --text": TEXT,
+        "ditlab study scaling": "ditlab study scaling --dry-run",
         'ditlab.create("DiT-XL/2"': 'ditlab.create("DiT-S/2"',
         'ditlab.train("digits",': 'ditlab.train({"data": {"source": "digits"}, "train": {"images": 64}},',
         "minutes=30": SETTINGS,
         "count=1000": "count=100",
         "--count 1000": "--count 100",
         "ditlab train images/ --minutes 30": "ditlab train images/ --images 320",
-        "ditlab demo --text": TEXT,
-        "ditlab study scaling": "ditlab study scaling --dry-run",
     },
     "docs/tutorials/first-model.md": {
         "ditlab demo\n": f"{DEMO}\n",

@@ -231,7 +231,7 @@ class BasePipeline:
                 preset, reuse). `sampler` may also be a sampler function, and `schedule` a tensor of times. Models that
                 read text take `negative_prompt`, a text that replaces the null condition in guidance. Names of
                 diffusers are accepted too: num_inference_steps, guidance_scale, class_labels, prompt, generator,
-                num_images_per_prompt, height and width.
+                num_images_per_prompt.
 
         Raises:
             InputError: a label or setting cannot be used (raised before the first step), or an image is not finite

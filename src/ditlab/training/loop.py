@@ -70,10 +70,10 @@ def train_to_end(job: Job) -> None:
             folder.check_written()
             before = state.seen
             rate = steps.take(batch)
-            listeners.step(state.seen, state.net)
             state.seconds = agreed(job, time.monotonic() - started)
             signal = place.maximum(max(signals, default=0))
             log.show(state.seen, state.tally.means)
+            listeners.step(state.seen, state.net)
             stop = job.finished
             if steps.due(settings.log_every, before):
                 stop = write_log(job, log, listeners, rate) or stop
