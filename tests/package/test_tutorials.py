@@ -35,7 +35,7 @@ SETTINGS = (
 )
 TEXT = "ditlab train emoji-text --images 128 --sample.steps 2 --out runs/demo-text"
 CLIPS = "ditlab train moving-digits --model.depth 1 --train.batch 4 --images 8 --sample.steps 2"
-STAND_IN = {"images = 40_000": "images = 256", "images = 30_000": "images = 256", "--count 2600": "--count 260"}
+STAND_IN = {"images = 110_000": "images = 256", "images = 30_000": "images = 256", "--count 2600": "--count 260"}
 SERVICE = "127.0.0.1:7860"
 DEMO = "ditlab train digits --train.images=256 --model.depth=1 --out runs/demo"
 REDUCED = {
