@@ -14,9 +14,10 @@ COMMANDS = "<!-- commands -->"
 
 def on_files(files, config):
     """Add the files of examples/, to which pages link."""
-    for path in sorted((ROOT / "examples").iterdir()):
-        if path.is_file():
-            files.append(File.generated(config, f"examples/{path.name}", abs_src_path=str(path)))
+    for path in sorted((ROOT / "examples").rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts:
+            name = path.relative_to(ROOT).as_posix()
+            files.append(File.generated(config, name, abs_src_path=str(path)))
     return files
 
 

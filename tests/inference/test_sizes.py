@@ -31,6 +31,17 @@ def pipe() -> Pipeline:
     return tiny_pipeline()
 
 
+def test_height_and_width_are_the_size(pipe: Pipeline) -> None:
+    named = pipe([0, 1], height=16, width=8, **OPTIONS).images
+    assert all(np.array_equal(a, b) for a, b in zip(named, pipe([0, 1], size=(16, 8), **OPTIONS).images, strict=True))
+    *_, step = pipe.steps(0, height=16, width=8, steps=2)
+    assert step.x.shape == (1, 1, 16, 8)
+    with pytest.raises(InputError, match="height without the other side; give height and width"):
+        pipe(0, height=16)
+    with pytest.raises(InputError, match="size and width are the same setting; give one of them"):
+        pipe(0, width=16, size=(16, 16))
+
+
 def test_images_have_the_size_and_equal_those_of_a_network_made_for_it(pipe: Pipeline) -> None:
     images = pipe([0, 1], size=(16, 8), **OPTIONS).images
     assert [image.size for image in images] == [(8, 16)] * 2

@@ -51,7 +51,7 @@ def test_versions_stand_beside_each_other(tmp_path):
     for page in (clone / "docs").rglob("*.md"):
         page.write_text("# Page\n")
     for version, *alias in (["0.1"], ["0.2", "latest"]):
-        command = [sys.executable, "-m", "mike.driver", "deploy", "--update-aliases", version, *alias]
+        command = [sys.executable, "-c", "from mike.driver import main; main()", "deploy", "-u", version, *alias]
         subprocess.run(command, cwd=clone, check=True, env=environment)
 
     def show(name):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 HOST = "https://example.com/owner/ditlab"
@@ -88,6 +89,13 @@ print(*sorted(path.name for path in (Path(ditlab.__file__).parent / "server/page
     assert counts.split() == [str(count) for count in expected]
     assert source == "digits"
     assert page.split() == sorted(path.name for path in (ROOT / "src/ditlab/server/page").iterdir())
+    start = re.search(r"```python\n(.*?)```", (ROOT / "docs/index.md").read_text(), re.DOTALL)[1]
+    assert len(start.strip().splitlines()) <= 10
+    little = '{"data": {"source": "digits"}, "train": {"images": 64}, "model": {"name": "DiT-S/8"}}'
+    run(python, "-c", start.replace('"digits"', little, 1))  # from an empty folder to the first image
+    assert Image.open(outside / "three.png").size == (256, 256)
+    run(ditlab, "sample", "runs/digits", "--labels", "3", "--seeds", "0", "--steps", "2", "--out", "samples")
+    assert (outside / "samples" / "grid.png").exists()
 
 
 def test_one_version_everywhere():

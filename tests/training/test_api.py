@@ -150,6 +150,13 @@ class Recorder:
 
     def __init__(self, stop_at=None):
         self.stop_at, self.logged, self.shown, self.ended = stop_at, {}, [], []
+        self.steps, self.saved = [], []
+
+    def on_step(self, seen, net):
+        self.steps.append((seen, net.training))
+
+    def on_checkpoint(self, seen, folder):
+        self.saved.append((seen, (folder / "model.safetensors").exists()))
 
     def on_log(self, seen, values):
         self.logged[seen] = values
@@ -171,6 +178,20 @@ def test_callbacks_receive_metrics_and_previews(tmp_path):
     assert [line["loss"] for line in lines] == [values["loss"] for values in recorder.logged.values()]
     assert recorder.shown == [(32, True), (64, True)]
     assert recorder.ended == [pipe]
+    assert recorder.steps == [(16, True), (32, True), (48, True), (64, True)]
+    assert recorder.saved[-1] == (64, True)
+
+
+def test_a_method_that_is_never_called_is_an_error(tmp_path):
+    class Odd:
+        def on_batch(self, seen):
+            pass
+
+        on_chekpoint = None
+
+    with pytest.raises(InputError) as caught:
+        ditlab.train(TABLES, tmp_path, callbacks=[Odd()], console=QUIET)
+    assert str(caught.value).startswith('callback Odd has the method "on_batch"; ')
 
 
 def test_a_callback_stops_a_run_which_can_be_resumed(tmp_path):

@@ -36,7 +36,7 @@ from ditlab.inference.output import TYPES, Output, frame_rate, make_output
 from ditlab.inference.plan import Plan, check_channels, resolve
 from ditlab.inference.prompts import negative_text
 from ditlab.inference.records import describe
-from ditlab.inference.sizes import check_room, input_size, plan_size, size_shift
+from ditlab.inference.sizes import check_room, input_size, named_size, plan_size, size_shift
 from ditlab.inference.steps import evaluated
 from ditlab.report.sheets import to_pil
 
@@ -239,6 +239,7 @@ class BasePipeline:
                 (raised after the last step).
         """
         names, numbers, options = arguments(labels, seeds, options)
+        size = named_size(options, size)
         plan = self.resolve(original=original, guide=guide, size=size, **options)
         if isinstance(original, GivenFrames) and original.frames:
             check_room_for(self, original, len(numbers))
@@ -283,6 +284,7 @@ class BasePipeline:
         Raises:
             InputError: a label or setting cannot be used, or the memory is too small for a single image.
         """
+        size = named_size(options, size)
         if output_type not in TYPES:
             raise InputError(f'unknown output_type "{output_type}"; choose from: {", ".join(TYPES)}')
         if (mask_image := options.pop("mask_image", None)) is not None:

@@ -18,6 +18,25 @@ SIZES = "sizes"  # key of the config: the sizes of the training images, if there
 VALUES = 12  # values that a block holds for each channel of a token: four of the MLP twice, q, k, v, and the tokens
 
 
+def named_size(options: dict[str, Any], size: Any) -> Any:
+    """The size in a call, which may also be given as `height` and `width`, the names of diffusers.
+
+    Args:
+        options: the other arguments of the call, from which these two are removed.
+        size: the argument `size`.
+
+    Raises:
+        InputError: only one side, or a size under two names.
+    """
+    sides = {name: options.pop(name, None) for name in ("height", "width")}
+    given = [name for name, side in sides.items() if side is not None]
+    if given and size is not None:
+        raise InputError(f"size and {given[0]} are the same setting; give one of them")
+    if len(given) == 1:
+        raise InputError(f"{given[0]} without the other side; give height and width")
+    return (sides["height"], sides["width"]) if given else size
+
+
 def plan_size(pipe: "BasePipeline", size: Any, original: Original | None) -> tuple[int, ...]:
     """The size of the network's input for images of a size that may start from others.
 

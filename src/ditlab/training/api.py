@@ -24,7 +24,7 @@ from ditlab.data import Dataset, from_torch
 from ditlab.data.parse import IN_PYTHON
 from ditlab.inference.pipeline import Pipeline
 from ditlab.report.run import REPORT
-from ditlab.training.callbacks import Callback, Listeners
+from ditlab.training.callbacks import Callback, Listeners, check_callbacks
 from ditlab.training.checks import check_recipe
 from ditlab.training.job import Job
 from ditlab.training.loop import train_to_end, write_run_report
@@ -54,8 +54,9 @@ def train(
         out: the run folder; created if it does not exist.
         data: replaces data.source of the recipe: a data source, or a torch data set of (image, label) pairs as in
             `ditlab.data.from_torch`.
-        callbacks: objects with any of the methods on_log(seen, values), on_preview(seen, image) and on_end(pipe); see
-            `ditlab.training.callbacks`. If on_log returns True, the run is saved and ends.
+        callbacks: objects with any of the methods on_step(seen, net), on_log(seen, values), on_preview(seen, image),
+            on_checkpoint(seen, folder) and on_end(pipe); see `ditlab.training.callbacks`. If on_log returns True, the
+            run is saved and ends.
         changes: whether a run may resume with settings that differ from those it started with.
         console: where progress is shown (default: standard error).
 
@@ -101,6 +102,7 @@ def joined_run(
         dataset = data if isinstance(data, Dataset) else from_torch(data, range=settings.range, show=settings.show)
         recipe = replace(recipe, data=replace(recipe.data, source=f"{IN_PYTHON}{type(data).__qualname__}"))
     check_recipe(recipe)
+    check_callbacks(callbacks)
     folder, rank = Path(expand(str(out))), process_place()[0]
     with (
         exit_before_first_step(),

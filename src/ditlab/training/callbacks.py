@@ -1,22 +1,44 @@
 """Callbacks: methods of the caller's objects that a run calls while it trains."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from ditlab.backbones import Backbone
+from ditlab.core.errors import InputError, nearest
 from ditlab.inference.pipeline import Pipeline
 from ditlab.training.trackers import Tracker, flat
 
 Callback = Any
 """An object with any of the methods
 
-    on_log(seen, values)      after each line of metrics: images seen, and metrics by name; returning True stops the run
-    on_preview(seen, image)   after each preview: images seen, and a PIL image
-    on_end(pipe)              when the run is finished or stopped: the trained model
+    on_step(seen, net)            after each step: images seen, and the network that is trained
+    on_log(seen, values)          after each line of metrics: metrics by name; returning True stops the run
+    on_preview(seen, image)       after each preview: a PIL image
+    on_checkpoint(seen, folder)   when a checkpoint is written: its path; training waits for it
+    on_end(pipe)                  when the run is finished or stopped: the trained model
 
 Only the first process of a run calls them.
 """
+
+
+METHODS = ("on_step", "on_log", "on_preview", "on_checkpoint", "on_end")
+
+
+def check_callbacks(callbacks: Sequence[Callback]) -> None:
+    """Check that callbacks have no method of another name, which would never be called.
+
+    Raises:
+        InputError: one has.
+    """
+    for callback in callbacks:
+        for name in dir(callback):
+            if name.startswith("on_") and name not in METHODS:
+                raise InputError(
+                    f'callback {type(callback).__name__} has the method "{name}"; {nearest(name, METHODS)}'
+                )
 
 
 class Listeners:
@@ -39,6 +61,14 @@ class Listeners:
     def preview(self, seen: int, image: Image.Image) -> None:
         """Send a preview to all callbacks."""
         self.call("on_preview", seen, image)
+
+    def step(self, seen: int, net: Backbone) -> None:
+        """Send the network to all callbacks."""
+        self.call("on_step", seen, net)
+
+    def checkpoint(self, seen: int, folder: Path) -> None:
+        """Send the path of a checkpoint to all callbacks."""
+        self.call("on_checkpoint", seen, folder)
 
     def end(self, pipe: Pipeline) -> None:
         """Send the trained model to all callbacks."""

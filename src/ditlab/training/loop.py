@@ -17,6 +17,7 @@ from ditlab.core.errors import InputError
 from ditlab.core.stores import StoreError
 from ditlab.core.types import Batch
 from ditlab.core.units import counted
+from ditlab.core.weights import checkpoints
 from ditlab.data import ahead
 from ditlab.data.base import announced, numbered
 from ditlab.data.check import UnreadableImagesError
@@ -71,6 +72,7 @@ def train_to_end(job: Job) -> None:
             state.seconds = agreed(job, job.now - started)
             signal = place.maximum(max(signals, default=0))
             log.show(state.seen, state.tally.means)
+            listeners.step(state.seen, state.net)
             stop = job.finished
             if steps.due(settings.log_every, before):
                 stop = write_log(job, log, listeners, rate) or stop
@@ -83,6 +85,9 @@ def train_to_end(job: Job) -> None:
             if saves:
                 state.seconds = agreed(job, job.now - started)  # with the time of the preview
                 folder.save(state, job.pipe, settings, place, complete=stop)
+                if any(hasattr(callback, "on_checkpoint") for callback in job.callbacks):
+                    folder.finish()
+                    listeners.checkpoint(state.seen, checkpoints(folder.folder)[-1])
             if signal or stop:
                 folder.finish()
                 write_run_report(job)
