@@ -4,8 +4,7 @@ Between full computations the residual of `Backbone.inner` is extrapolated linea
 that grows as C |(t - a)(t - b)|, where a and b are the times of the last two computations and C is half of the second
 derivative, relative to the residual. Each computation shows the error that the extrapolation would have had there, and
 with it C, so that the error of the following evaluations is known in advance, without another evaluation of the
-network. Published methods accumulate the change of the network's input instead (Liu et al., "Timestep Embedding Tells:
-It's Time to Cache for Video Diffusion Model", CVPR 2025).
+network. (TeaCache, Liu et al., CVPR 2025, accumulates the change of the network's modulated input instead.)
 
 Each row of a call decides for itself, so that an image does not depend on the others of its batch.
 """
