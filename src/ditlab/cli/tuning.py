@@ -87,7 +87,7 @@ def report_tuning(model: str, wanted: Tuning, out: Path, tuned: "dict[int, Tuned
     """Print the errors before and after tuning, and a command that uses the file."""
     unit = "evaluations" if wanted.budget_ms is None else "ms"
     for candidate in found:
-        caching = "no feature caching" if candidate.reuse is None else f"reuse {candidate.reuse}"
+        caching = "reuse off" if candidate.reuse is None else f"reuse {candidate.reuse}"
         say(
             f"{candidate.steps} steps, {caching}: error {candidate.tuned.after:.2%} of the spread, "
             f"{candidate.cost:.3g} {unit} for an image"
