@@ -44,13 +44,11 @@ def tune(
     json
         Print one JSON object.
     """
-    if out.suffix != ".json":
-        raise InputError(f"--out {out}; give a name that ends in .json")
+    wanted = tuning or Tuning()
+    check_options(wanted, out)
     from ditlab.checkpoints import load
     from ditlab.inference.tune import check_target, write_schedules
 
-    wanted = tuning or Tuning()
-    check_one(wanted)
     check_target(out)
     pipe = load(model, device=pick_device(device), base=base)
     say_note(pipe.config)
@@ -64,8 +62,10 @@ def tune(
         report_tuning(model, wanted, out, tuned, found)
 
 
-def check_one(wanted: Tuning) -> None:
-    """Check that the numbers of steps follow from one option."""
+def check_options(wanted: Tuning, out: Path) -> None:
+    """Check that the numbers of steps follow from one option, and the name of the file."""
+    if out.suffix != ".json":
+        raise InputError(f"--out {out}; give a name that ends in .json")
     if sum(value is not None for value in (wanted.steps, wanted.budget, wanted.budget_ms)) > 1:
         raise InputError("--steps, --budget and --budget-ms each say how many steps are tuned; give one of them")
 
