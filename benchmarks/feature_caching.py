@@ -26,7 +26,7 @@ COUNT, BATCH = 500, 250
 LABELS = [i % 10 for i in range(COUNT)]
 CACHES: dict[str, FeatureCache | None] = {"off": None}
 CACHES |= {f"reuse {interval}": Reuse(interval) for interval in (2, 3, 4)}
-CACHES |= {f"reuse_error {error:g}": ErrorReuse(error) for error in (0.02, 0.05, 0.12)}
+CACHES |= {f"reuse_error {error:g}": ErrorReuse(error) for error in (0.1, 0.2, 0.4)}
 
 
 def main(model: Path, out: Path, *, sampler: str = "ab4", steps: int = 24, seeds: int = 3) -> None:

@@ -370,7 +370,7 @@ class TestLike:
         monkeypatch.setattr("ditlab.inference.tune_budget.INTERVALS", (None, 2))
         monkeypatch.setattr("ditlab.inference.tune_budget.call_costs", lambda pipe, images: (1.0, 0.1))
         quick = ("--sampler", "euler", "--guidance", 1, "--images", 1)
-        err = ditlab("tune", "model", *quick, "--budget", 3.2).err
+        err = ditlab("tune", "model", *quick, "--budget", 3.4).err
         lines = [line.split(": error")[0] for line in err.splitlines() if ": error" in line]
         assert sorted(lines) == ["3 steps, reuse off", "6 steps, reuse 2"]
         best = lines[0].split()

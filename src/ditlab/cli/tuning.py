@@ -13,6 +13,7 @@ from ditlab.core.device import pick_device
 from ditlab.core.errors import InputError
 
 if TYPE_CHECKING:
+    from ditlab.inference.pipeline import Pipeline
     from ditlab.inference.tune import Tuned
     from ditlab.inference.tune_budget import Candidate
 
@@ -43,41 +44,50 @@ def tune(
     json
         Print one JSON object.
     """
-    if out.suffix != ".json":
-        raise InputError(f"--out {out}; give a name that ends in .json")
     wanted = tuning or Tuning()
-    budgets = {"evaluations": wanted.budget, "ms": wanted.budget_ms}
-    if sum(value is not None for value in (wanted.steps, *budgets.values())) > 1:
-        raise InputError("--steps, --budget and --budget-ms each say how many steps are tuned; give one of them")
+    check_options(wanted, out)
     from ditlab.checkpoints import load
-    from ditlab.inference.tune import check_target, tune, write_schedules
-    from ditlab.inference.tune_budget import search
+    from ditlab.inference.tune import check_target, write_schedules
 
     check_target(out)
     pipe = load(model, device=pick_device(device), base=base)
     say_note(pipe.config)
-    options = (wanted.sampler, wanted.images, screen, wanted.guidance, wanted.guidance_interval)
-    found = [
-        candidate
-        for unit, budget in budgets.items()
-        if budget is not None
-        for candidate in search(pipe, budget, unit, *options)
-    ]
-    tuned = {found[0].steps: found[0].tuned} if found else tune(pipe, list(wanted.steps or STEPS), *options)
+    tuned, found = tuned_schedules(pipe, wanted)
     write_schedules(out, pipe, wanted.sampler, tuned, found[0].reuse if found else None)
     if json:
         tried = {"candidates": list(map(dataclasses.asdict, found))} if found else {}
-        found_times = {count: dataclasses.asdict(each) for count, each in tuned.items()}
-        print_json({"file": out, "found": found_times, **tried})
+        times = {count: dataclasses.asdict(each) for count, each in tuned.items()}
+        print_json({"file": out, "found": times, **tried})
     else:
         report_tuning(model, wanted, out, tuned, found)
+
+
+def check_options(wanted: Tuning, out: Path) -> None:
+    """Check that the numbers of steps follow from one option, and the name of the file."""
+    if out.suffix != ".json":
+        raise InputError(f"--out {out}; give a name that ends in .json")
+    if sum(value is not None for value in (wanted.steps, wanted.budget, wanted.budget_ms)) > 1:
+        raise InputError("--steps, --budget and --budget-ms each say how many steps are tuned; give one of them")
+
+
+def tuned_schedules(pipe: "Pipeline", wanted: Tuning) -> "tuple[dict[int, Tuned], list[Candidate]]":
+    """Return the schedules to write by their numbers of steps, and what a budget allows, the best candidate first."""
+    from ditlab.inference.tune import tune
+    from ditlab.inference.tune_budget import search
+
+    options = (wanted.sampler, wanted.images, screen, wanted.guidance, wanted.guidance_interval)
+    if wanted.budget is None and wanted.budget_ms is None:
+        return tune(pipe, list(wanted.steps or STEPS), *options), []
+    unit, budget = ("evaluations", wanted.budget) if wanted.budget is not None else ("ms", wanted.budget_ms)
+    found = search(pipe, budget or 0.0, unit, *options)
+    return {found[0].steps: found[0].tuned}, found
 
 
 def report_tuning(model: str, wanted: Tuning, out: Path, tuned: "dict[int, Tuned]", found: "list[Candidate]") -> None:
     """Print the errors before and after tuning, and a command that uses the file."""
     unit = "evaluations" if wanted.budget_ms is None else "ms"
     for candidate in found:
-        caching = "no feature caching" if candidate.reuse is None else f"reuse {candidate.reuse}"
+        caching = "reuse off" if candidate.reuse is None else f"reuse {candidate.reuse}"
         say(
             f"{candidate.steps} steps, {caching}: error {candidate.tuned.after:.2%} of the spread, "
             f"{candidate.cost:.3g} {unit} for an image"

@@ -55,7 +55,7 @@ class SamplingOptions:
     reuse: Whole | None = setting(None, at_least=1)
     """Feature caching: run the inner part of the network in every N-th step only (for many steps)."""
     reuse_error: float | None = setting(None, up_to=1)
-    """Feature caching: run the inner part where its extrapolation would have a larger error than this, such as 0.05."""
+    """Feature caching: run the inner part where its extrapolation would have a larger error than this, such as 0.1."""
 
     @classmethod
     def accept(cls, words: Mapping[str, Any]) -> Self:

@@ -128,12 +128,19 @@ def bench(
     if training:
         with console.status("training step"):
             steps = training_times(net, inputs, dtypes, compile, rounds, wait, 6 * batch * gmacs)
-    settings = {"model default": {}} if pipe.objective.fixed_times else {name: {"preset": name} for name in QUALITIES}
-    calls = {name: pipe.resolve(**options).evaluations for name, options in settings.items()}
     best = forward[fastest(forward)].seconds
-    presets = {name: {"calls": float(count), "seconds": count * best / batch} for name, count in calls.items()}
+    presets = {
+        name: {"calls": float(count), "seconds": count * best / batch} for name, count in preset_calls(pipe).items()
+    }
     limit = limited_by(net, forward, peaks, bandwidth, 2 * batch * gmacs)
     return Bench(describe(str(device)), batch, gmacs, peaks, bandwidth, forward, steps, presets, limit)
+
+
+def preset_calls(pipe: Pipeline) -> dict[str, int]:
+    """Network evaluations per image of each preset, or of the model's own settings if its times are fixed."""
+    if pipe.objective.fixed_times:
+        return {"model default": pipe.resolve().evaluations}
+    return {name: pipe.resolve(preset=name).evaluations for name in QUALITIES}
 
 
 def machine_peaks(device: torch.device, rounds: int, wait: Work) -> tuple[dict[str, float], float]:

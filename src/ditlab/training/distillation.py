@@ -123,7 +123,7 @@ def check_interval(model: Pipeline, scales: tuple[float, ...], interval: tuple[f
         InputError: the interval is empty, or the teacher is unconditional or has guidance built in.
     """
     if interval is not None:
-        guidance = {"guidance": scales[-1]} if model.conditional else {}
+        guidance: dict[str, Any] = {"guidance": scales[-1]} if model.conditional else {}
         model.resolve(guidance_interval=interval, **guidance)
 
 

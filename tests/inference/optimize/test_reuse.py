@@ -194,8 +194,8 @@ def test_caching_by_error_does_not_depend_on_the_batch_and_follows_its_bound():
             {"reuse_error": 0.02, "reuse": 2},
             "reuse and reuse_error are two forms of feature caching; leave one of them out",
         ),
-        ({"reuse_error": 0}, "reuse_error 0; give a number above 0 and below 1, such as 0.02"),
-        ({"reuse_error": 1.5}, "reuse_error 1.5; give a number above 0 and below 1, such as 0.02"),
+        ({"reuse_error": 0}, "reuse_error 0; give a number above 0 and below 1, such as 0.1"),
+        ({"reuse_error": 1.5}, "reuse_error 1.5; give a number above 0 and below 1, such as 0.1"),
         ({"reuse_error": "low"}, "reuse_error 'low'; give a number"),
         (
             {"reuse_error": 0.02, "skip_layers": (0,), "steps": 20},

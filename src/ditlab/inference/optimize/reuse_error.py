@@ -4,12 +4,12 @@ Between full computations the residual of `Backbone.inner` is extrapolated linea
 that grows as C |(t - a)(t - b)|, where a and b are the times of the last two computations and C is half of the second
 derivative, relative to the residual. Each computation shows the error that the extrapolation would have had there, and
 with it C, so that the error of the following evaluations is known in advance, without another evaluation of the
-network. Published methods accumulate the change of the network's input instead (Liu et al., "Timestep Embedding Tells:
-It's Time to Cache for Video Diffusion Model", CVPR 2025).
+network. (TeaCache, Liu et al., CVPR 2025, accumulates the change of the network's modulated input instead.)
 
 Each row of a call decides for itself, so that an image does not depend on the others of its batch.
 """
 
+from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
@@ -37,7 +37,7 @@ class ErrorReuse(FeatureCache):
             InputError: an error that is not above 0 and below 1.
         """
         if not 0 < error < 1:
-            raise InputError(f"reuse_error {error:g}; give a number above 0 and below 1, such as 0.02")
+            raise InputError(f"reuse_error {error:g}; give a number above 0 and below 1, such as 0.1")
         super().__init__()
         self.error = error
         self.computing, self.rows = True, torch.empty(0, dtype=torch.long)  # of the present call of `inner`
@@ -49,7 +49,7 @@ class ErrorReuse(FeatureCache):
 
     def on(self, net: Backbone) -> Backbone:
         cached = super().on(net)
-        self.forward = MethodType(type(net).forward, cached)
+        self.forward: Callable[..., Tensor] = MethodType(type(net).forward, cached)
         cached.forward = self.call  # type: ignore[method-assign]
         self.forget(())
         return cached
@@ -68,7 +68,7 @@ class ErrorReuse(FeatureCache):
             self.forget(tuple(x.shape))
         due = self.due()
         self.computed, self.asked = self.computed + int(due.sum()), self.asked + len(due)
-        outputs = []
+        outputs: list[Tensor] = []
         parts = [rows for kind in (due, ~due) if len(rows := kind.nonzero()[:, 0])]
         for rows in parts:
             self.computing, self.rows = bool(due[rows[0]]), rows
@@ -80,7 +80,7 @@ class ErrorReuse(FeatureCache):
 
     def due(self) -> Tensor:
         """Whether each row is computed at the present time (B,)."""
-        newest, older = (self.time - self.nodes).abs()
+        newest, older = (self.time - self.nodes).abs().unbind(0)
         far = newest > GROWTH * (self.nodes[0] - self.nodes[1]).abs()
         return ~(self.bend * newest * older <= self.error) | far
 
@@ -95,7 +95,7 @@ class ErrorReuse(FeatureCache):
     def extrapolated(self, rows: Tensor) -> Tensor:
         """Continue the residuals of some rows linearly to the present time; (R, ...)."""
         newest, older = (residual[rows.to(residual.device)] for residual in self.residuals)
-        first, second = self.nodes[:, rows]
+        first, second = self.nodes[:, rows].unbind(0)
         share = ((self.time - first) / (first - second)).to(newest)
         return newest + (newest - older) * share.reshape(-1, *[1] * (newest.ndim - 1))
 
