@@ -1,6 +1,6 @@
 """Few-step models of the digits: train the teacher, distill it to one, two and four steps, and compare all.
 
-    python benchmarks/few_steps.py OUT [--steps 1 2 4] [--seeds 3] [--images N] [--interval 0.1 0.7]
+    python benchmarks/few_steps.py OUT [--steps 1 2 4] [--seeds 3] [--images N] [--correction N] [--interval 0.1 0.7]
 
 Each model generates 1,000 digits per set of seeds. FD is the Frechet distance to held-out digits that `ditlab demo`
 prints, beside the real-vs-real FD; recall is that of Kynkaanniemi et al. in the same features. Diversity is the mean
@@ -60,6 +60,7 @@ def main(
     steps: tuple[int, ...] = (1, 2, 4),
     seeds: int = 3,
     images: int | None = None,
+    correction: int = 0,
     interval: tuple[float, float] = (0.1, 0.7),
 ) -> None:
     """Train, distill, score and time; models and scores that exist already are kept."""
@@ -67,7 +68,7 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     models = {"teacher": trained(out / "teacher", partial(ditlab.train, "digits"))}
     for count in steps:
-        options = {"steps": count, "images": images, "guidance_interval": interval}
+        options = {"steps": count, "images": images, "correction": correction, "guidance_interval": interval}
         models[f"student of {count}"] = trained(
             out / f"steps-{count}", partial(ditlab.distill, out / "teacher", **options)
         )
@@ -180,7 +181,7 @@ def plot(rows: list[Row], file: Path) -> None:
         chosen = [row for row in rows if row.name.startswith(group)]
         axes.scatter([row.ms for row in chosen], [mean(row.fd) for row in chosen], color=color, marker=mark, zorder=3)
     for row in rows:
-        axes.annotate(row.name, (row.ms, mean(row.fd)), xytext=(6, 4), textcoords="offset points", fontsize=8)
+        axes.annotate(row.name, (row.ms, mean(row.fd)), xytext=(8, -3), textcoords="offset points", fontsize=8)
     axes.axhline(rows[0].real, color="gray", linestyle="--", linewidth=1)
     axes.annotate("real-vs-real", (max(row.ms for row in rows), rows[0].real), ha="right", va="bottom", fontsize=8)
     axes.set(xscale="log", yscale="log", xlabel="CPU time for an image (ms)", ylabel="FD to held-out digits")

@@ -126,7 +126,7 @@ def _halves(
     denoiser: Conditional, condition: Condition, elsewhere: Elsewhere, null: Condition
 ) -> Callable[[Tensor, Tensor, Tensor], tuple[Prediction, Prediction]]:
     def pair(x: Tensor, t: Tensor, s: Tensor) -> tuple[Prediction, Prediction]:
-        copied = x.to(elsewhere.device, non_blocking=True)  # first, because copies wait for the kernels before them
+        copied = x.to(elsewhere.device)  # first, because copies wait for the kernels before them
         good, bad = denoiser(x, t, s, condition), elsewhere.denoiser(copied, t, s, null)
         return good, Prediction(bad.x0.to(x.device), bad.eps.to(x.device))
 

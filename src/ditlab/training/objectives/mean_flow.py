@@ -107,8 +107,12 @@ def total_derivative(
     with torch.autocast(x.device.type, enabled=False), sdpa_kernel(SDPBackend.MATH), eager:
         path = mean_velocity(run, x, t, t, condition, scale)
         with forward_ad.dual_level():
-            moving, time = forward_ad.make_dual(x, path), forward_ad.make_dual(t, torch.ones_like(t))
-            tangent = forward_ad.unpack_dual(mean_velocity(run, moving, time, s, condition, scale)).tangent
+            moving, time = (
+                forward_ad.make_dual(value, rate)  # type: ignore[no-untyped-call]
+                for value, rate in ((x, path), (t, torch.ones_like(t)))
+            )
+            output = mean_velocity(run, moving, time, s, condition, scale)
+            tangent: Tensor | None = forward_ad.unpack_dual(output).tangent  # type: ignore[no-untyped-call]
     return torch.zeros_like(x) if tangent is None else tangent
 
 
