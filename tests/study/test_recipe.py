@@ -119,6 +119,25 @@ def test_studies_that_come_with_ditlab(name):
         assert (part.train.precision, part.train.compile) == ("float32", "never")  # so that training is deterministic
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "flow-against-ddpm", "skips-and-caching", "few-steps", "dynamic", "early-exit", "mamba", "frequencies", "video",
+        "scaling-letters",
+    ],
+)  # fmt: skip
+def test_studies_of_the_newer_systems(name):
+    study = read_study(name)
+    assert len(study.seeds) >= 3
+    assert study.claims
+    assert any(claim.paper for claim in study.claims)
+    for part in study.parts.values():
+        assert (part.train.precision, part.train.compile) == ("float32", "never")
+    if name == "scaling-letters":
+        (law,) = [claim for claim in study.claims if claim.predicts]
+        assert len(matching(law.among, study.entries)) == 13  # twelve in the fit, and the one that is predicted
+
+
 def test_the_study_of_the_guide(read):
     (text,) = re.findall(r"```toml\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
     study = read(text)
