@@ -52,6 +52,10 @@ def test_parts_are_the_recipe_with_changes(read):
     assert study.entries == {"a": ("a", ""), "b": ("b", "")}
     assert (study.name, study.budget, study.seeds, study.sample_sets) == ("mine", Budget(images=64), (0, 1), 1)
     assert study.evaluations[""].steps == 3
+    assert [(plot.x, plot.y, plot.front) for plot in study.plots] == [
+        ("log gmacs", "fd", True),
+        ("log seconds", "fd", True),
+    ]
     assert study.plots[0].fit
 
 
