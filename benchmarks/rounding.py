@@ -12,6 +12,7 @@ gradient by its own absolute value, and makes full steps of this noise, which ch
 
 import json
 import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +64,11 @@ def difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, float]:
     """Differences of all weights together, and of the tensors: ||a - b|| / ||b||."""
     together = [torch.cat([tensors[name].flatten() for name in b]) for tensors in (a, b)]
     of_tensor = {name: float((a[name] - b[name]).norm() / b[name].norm().clamp_min(1e-30)) for name in b}
+    useful = [torch.cat([values.flatten() for values in without_keys(tensors, b)]) for tensors in (a, b)]
     worst = max(of_tensor, key=of_tensor.__getitem__)
     return {
         "all weights": float((together[0] - together[1]).norm() / together[1].norm()),
+        "all but the biases of keys": float((useful[0] - useful[1]).norm() / useful[1].norm()),
         "mean over tensors": sum(of_tensor.values()) / len(of_tensor),
         f"largest, {worst}": of_tensor[worst],
     }
@@ -74,6 +77,17 @@ def difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, float]:
 def biases(tensor: Tensor) -> dict[str, Tensor]:
     """The biases of queries, keys and values, which are one tensor."""
     return dict(zip(("queries", "keys", "values"), tensor.chunk(3), strict=True))
+
+
+def without_keys(tensors: dict[str, Tensor], names: Iterable[str]) -> Iterator[Tensor]:
+    """All weights, without the biases of keys."""
+    for name in names:
+        if name == BIAS:
+            parts = biases(tensors[name])
+            yield parts["queries"]
+            yield parts["values"]
+        else:
+            yield tensors[name]
 
 
 def gradients(run: Path, settings: Recipe) -> dict[str, float]:

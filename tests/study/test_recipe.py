@@ -52,6 +52,10 @@ def test_parts_are_the_recipe_with_changes(read):
     assert study.entries == {"a": ("a", ""), "b": ("b", "")}
     assert (study.name, study.budget, study.seeds, study.sample_sets) == ("mine", Budget(images=64), (0, 1), 1)
     assert study.evaluations[""].steps == 3
+    assert [(plot.x, plot.y, plot.front) for plot in study.plots] == [
+        ("log gmacs", "fd", True),
+        ("log seconds", "fd", True),
+    ]
     assert study.plots[0].fit
 
 
@@ -117,6 +121,25 @@ def test_studies_that_come_with_ditlab(name):
     assert len(study.parts) >= (9 if name == "scaling" else 1)
     for part in study.parts.values():
         assert (part.train.precision, part.train.compile) == ("float32", "never")  # so that training is deterministic
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "flow-against-ddpm", "skips-and-caching", "few-steps", "dynamic", "early-exit", "mamba", "frequencies", "video",
+        "scaling-letters",
+    ],
+)  # fmt: skip
+def test_studies_of_the_newer_systems(name):
+    study = read_study(name)
+    assert len(study.seeds) >= 3
+    assert study.claims
+    assert any(claim.paper for claim in study.claims)
+    for part in study.parts.values():
+        assert (part.train.precision, part.train.compile) == ("float32", "never")
+    if name == "scaling-letters":
+        (law,) = [claim for claim in study.claims if claim.predicts]
+        assert len(matching(law.among, study.entries)) == 13  # twelve in the fit, and the one that is predicted
 
 
 def test_the_study_of_the_guide(read):

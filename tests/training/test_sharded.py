@@ -271,10 +271,10 @@ def test_state_of_1_2_and_4_processes_is_restored_by_each_of_the_others(tmp_path
 @pytest.mark.slow
 def test_eight_processes_resume_what_two_have_written_and_the_reverse(run, tmp_path):
     expected = state_of(settings(1), run)
-    for found in in_processes(8, state_of, settings(8), run):
+    for found in in_processes(8, state_of, settings(8), run, timeout=600):
         assert_same(found, expected)
     eight, two = (shutil.copytree(run, tmp_path / name) for name in ("eight", "two"))
-    assert in_processes(8, trained, settings(8, 96), eight) == [None] * 8
+    assert in_processes(8, trained, settings(8, 96), eight, timeout=600) == [None] * 8
     assert part(eight, 96, rank=8).exists()
     assert in_processes(2, trained, settings(2, 96), two) == [None] * 2
     one, other = state_of(settings(1, 96), eight), state_of(settings(1, 96), two)

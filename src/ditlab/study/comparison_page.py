@@ -60,8 +60,8 @@ def body(contest: Contest) -> Iterator[str]:
     yield "<h2>Images</h2><div class='grids'>"
     for name, images in zip((A, B), contest.images, strict=True):
         yield f"<figure><figcaption>{name}</figcaption>{inline(sheet(images), name)}</figure>"
-    yield "</div><h2>Protocol</h2>"
-    yield html_table([("setting", "value"), *((key, str(value)) for key, value in contest.protocol.items())])
+    settings = "\n".join(f"{key}: {value}" for key, value in contest.protocol.items())
+    yield f"</div><h2>Protocol</h2><pre style='white-space: pre-wrap'>{html.escape(settings)}</pre>"
 
 
 def card(difference: Difference) -> str:

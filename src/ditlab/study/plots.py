@@ -94,7 +94,7 @@ def scatter(plot: Plot, entries: Sequence[Entry], axes: Any) -> Line | None:
             [value * scale for value in x], y,
             xerr=[(e.error(plot.x) or 0.0) * scale for e in some], yerr=[e.error(plot.y) or 0.0 for e in some],
             color=COLORS[number % len(COLORS)], marker=MARKS[number % len(MARKS)], markersize=5, capsize=3,
-            linestyle="-" if groups else "none", label=pattern.strip(", *") or None,
+            linestyle="-" if groups else "none", label=pattern.partition(", *")[0].strip(", *") or None,
         )  # fmt: skip
     if groups:
         axes.legend(frameon=False, labelcolor=INK)

@@ -37,6 +37,8 @@ AXES = {
 """Axis -> its label. Other axes are results, and numbers of the recipe such as model.depth."""
 COSTS = ("gmacs", "parameters", "images", "training_gmacs", "sampling_gmacs", "seconds", "steps")
 """Axes of which less is better, for Pareto fronts."""
+PLOTS = ({"fit": True, "front": True}, {"x": "log seconds", "front": True})
+"""The plots of a recipe that names none: quality over GMACs and over time."""
 LOG = "log "  # prefix of a logarithmic axis
 
 
@@ -199,7 +201,7 @@ def read_study(name: str) -> Study:
         evaluations=read_evaluations(table, source),
         shares=read_shares(table, source),
         patterns=read_part_patterns(table, source),
-        plots=tuple(parse_table(Plot, plot, f"{source}, a plot") for plot in table.get("plots", [{"fit": True}])),
+        plots=tuple(parse_table(Plot, plot, f"{source}, a plot") for plot in table.get("plots", PLOTS)),
         claims=tuple(parse_table(Claim, claim, f"{source}, a claim") for claim in table.get("claims", [])),
     )
     check(study, source)
