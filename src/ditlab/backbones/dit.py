@@ -31,7 +31,7 @@ from ditlab.backbones.layers import (
 from ditlab.backbones.positions import rotations, sincos_positions, table_of
 from ditlab.backbones.pseudo_shift import check_windows
 from ditlab.backbones.published import count_of
-from ditlab.backbones.routing import PUBLISHED_DEPTHS, check_exits, depth_at, record, routed, through
+from ditlab.backbones.routing import PUBLISHED_DEPTHS, check_exits, depth_at, leaves_early, record, routed, through
 from ditlab.backbones.text import Context, TextEmbedder, joined, text_shape
 from ditlab.core.errors import InputError, lookup
 from ditlab.core.types import Condition, Trace
@@ -232,10 +232,6 @@ class DiT(Backbone):
     def routable(self) -> list[nn.Module]:
         return [] if self.exits or self.window else [*self.blocks]
 
-    @property
-    def dynamic_depth(self) -> bool:
-        return bool(self.exits)
-
     def conditioning(self, timestep: Tensor, label: Tensor) -> list[Tensor]:
         return [] if self.sequence else [self.condition(self.t_embedder(timestep), self.y_embedder(label))]
 
@@ -341,7 +337,7 @@ class DiT(Backbone):
     def inner(self, x: Tensor, *context: Any) -> Tensor:
         """Pass tokens (B, N, D) through all blocks, or up to the early exit of each image."""
         c, _, timestep, trace, grid = context
-        if self.exits and not timestep.is_meta:
+        if leaves_early(self.exits, timestep):
             return through(self.blocks, x, c, depth_at(timestep, self.exits, len(self.blocks)), trace, grid)
         if trace is not None and trace.kept is not None:
             return routed(self.blocks, x, c, trace.kept, trace, grid)
