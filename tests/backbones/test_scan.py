@@ -102,3 +102,14 @@ def test_the_fused_kernel_receives_channels_before_positions(monkeypatch):
     given = [value.detach() for value in inputs()]
     out = selective_scan(*(value.as_subclass(OnCuda) for value in given)).as_subclass(torch.Tensor)
     assert relative(out, selective_scan(*given)) < 1e-6
+
+
+def test_autocast_does_not_round_the_scan():
+    u, delta, b, c = (torch.rand(2, 20, width, requires_grad=True) for width in (3, 3, 4, 4))
+    a = -torch.rand(3, 4)
+    plain = selective_scan(u, delta, a, b, c)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = selective_scan(u, delta, a, b, c)
+    assert torch.equal(y, plain)
+    y.sum().backward()  # which once failed on the types of the products
+    assert all(value.grad.dtype is torch.float32 for value in (u, delta, b, c))

@@ -89,6 +89,8 @@ class Backbone(PublishedForm, AnySize, nn.Module, ABC):
     """Number of extra tokens before the image tokens."""
     joined: int = 0
     """Number of extra tokens after the image tokens."""
+    exits: Sequence[float] = ()
+    """Early exit: shares of the blocks that run, for equal intervals of the timestep from data to noise."""
     middle_block: int | None = None
     """Number of the last block of the middle of a U-shaped network; None for other networks."""
     channels_first: bool = False
@@ -198,7 +200,7 @@ class Backbone(PublishedForm, AnySize, nn.Module, ABC):
     @property
     def dynamic_depth(self) -> bool:
         """Whether the number of blocks depends on the timestep, which an exported graph cannot express."""
-        return False
+        return bool(self.exits)
 
     @property
     def matrix_width(self) -> int:

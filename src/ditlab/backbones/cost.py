@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import mean
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -16,10 +18,17 @@ class Cost:
     parameters: int  # after merging, as papers count them
     parameters_unfused: int  # before merging, as they are trained and saved
     gmacs: float  # 1e9 multiply-accumulates, which papers report as "Gflops"
-    average_gmacs: float  # the same on average over a schedule; less for dynamic networks, by their budget
+    average_gmacs: float  # the same, averaged over uniform timesteps: less with early exit, or a budget below 1
     gflops: float  # 1e9 floating-point operations, twice as many
     tokens: int  # length of the longest sequence
     weight_bytes: int  # size of the saved float32 weights
+
+
+def counted_flops(net: Backbone, inputs: tuple[Any, ...]) -> int:
+    """Count the floating-point operations of a forward pass with these inputs."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        net(*inputs)
+    return counter.get_total_flops()
 
 
 def measure(make: Callable[[], Backbone]) -> Cost:
@@ -28,9 +37,12 @@ def measure(make: Callable[[], Backbone]) -> Cost:
         net = make().eval()
         inputs = net.example(1)
     fused = net.fused()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        fused(*inputs)
-    flops = counter.get_total_flops()
+    exits, fused.exits = fused.exits, ()
+    flops = counted_flops(fused, inputs)
+    early = {}
+    for share in exits:
+        fused.exits = (share,)
+        early[share] = early[share] if share in early else counted_flops(fused, inputs)
     merged, saved = (sum(parameter.numel() for parameter in network.parameters()) for network in (fused, net))
-    average = flops / 2e9 - (1 - net.budget) * net.dynamic_macs / 1e9
+    average = mean([early[share] for share in exits] or [flops]) / 2e9 - (1 - net.budget) * net.dynamic_macs / 1e9
     return Cost(merged, saved, flops / 2e9, average, flops / 1e9, net.tokens, 4 * saved)

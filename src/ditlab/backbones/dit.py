@@ -29,8 +29,9 @@ from ditlab.backbones.layers import (
     unpatchify,
 )
 from ditlab.backbones.positions import rotations, sincos_positions, table_of
+from ditlab.backbones.pseudo_shift import check_windows
 from ditlab.backbones.published import count_of
-from ditlab.backbones.routing import PUBLISHED_DEPTHS, check_exits, depth_at, record, routed, through
+from ditlab.backbones.routing import PUBLISHED_DEPTHS, check_exits, depth_at, leaves_early, record, routed, through
 from ditlab.backbones.text import Context, TextEmbedder, joined, text_shape
 from ditlab.core.errors import InputError, lookup
 from ditlab.core.types import Condition, Trace
@@ -64,6 +65,7 @@ class DiT(Backbone):
         rms_norm: use RMS norm instead of layer norm.
         swiglu: use gated feed-forward layers (SwiGLU).
         rope: use rotary positions.
+        window: side, in patches, of the windows in which tokens attend (pseudo-shifted windows); 0 is the whole image.
         condition_grid: also add a linear function of the condition to the image tokens, with a value for each position.
         text_length: largest number of text tokens; 0 is no text condition.
         text_width: width of the text encoder's states; 0 for numbers of words.
@@ -86,7 +88,9 @@ class DiT(Backbone):
     )
     published: Mapping[str, Any] = MappingProxyType(
         {"condition": "adaln-zero"}
-        | dict.fromkeys(("qk_norm", "rms_norm", "swiglu", "rope", "exits", "condition_grid", "text_length"), False)
+        | dict.fromkeys(
+            ("qk_norm", "rms_norm", "swiglu", "rope", "window", "exits", "condition_grid", "text_length"), False
+        )
     )
 
     def __init__(
@@ -107,6 +111,7 @@ class DiT(Backbone):
         rms_norm: bool = False,
         swiglu: bool = False,
         rope: bool = False,
+        window: int = 0,
         condition_grid: bool = False,
         text_length: int = 0,
         text_width: int = 0,
@@ -126,7 +131,11 @@ class DiT(Backbone):
         self.sequence = condition in ("in-context", "cross-attention")  # condition as tokens [t, y], not as their sum
         self.joined = (1 + (text_length or 1)) if condition == "in-context" else 0
         turn = self.rotation(height // patch, breadth // patch, width // heads, self.joined) if rope else None
-        style = Style(width, heads, qk_norm, rms_norm, swiglu, turn, self.norm_weights, self.gated_width(width))
+        if window:
+            check_windows((height // patch, breadth // patch), window, condition)
+        norms, places = (self.norm_weights, self.gated_width(width)), ((height // patch, breadth // patch), window)
+        style = Style(width, heads, qk_norm, rms_norm, swiglu, turn, *norms, *places)
+        self.window = window
 
         self.x_embedder = PatchEmbed(patch, channels, width)
         self.t_embedder = TimestepEmbedder(width, frequency_shift)
@@ -207,6 +216,8 @@ class DiT(Backbone):
 
     @property
     def one_size(self) -> str:
+        if self.window:
+            return "its windows are those of one grid"
         return "" if self.grid_modulation is None else ONE_VALUE
 
     @property
@@ -219,11 +230,7 @@ class DiT(Backbone):
 
     @property
     def routable(self) -> list[nn.Module]:
-        return [] if self.exits else [*self.blocks]
-
-    @property
-    def dynamic_depth(self) -> bool:
-        return bool(self.exits)
+        return [] if self.exits or self.window else [*self.blocks]
 
     def conditioning(self, timestep: Tensor, label: Tensor) -> list[Tensor]:
         return [] if self.sequence else [self.condition(self.t_embedder(timestep), self.y_embedder(label))]
@@ -330,7 +337,7 @@ class DiT(Backbone):
     def inner(self, x: Tensor, *context: Any) -> Tensor:
         """Pass tokens (B, N, D) through all blocks, or up to the early exit of each image."""
         c, _, timestep, trace, grid = context
-        if self.exits and not timestep.is_meta:
+        if leaves_early(self.exits, timestep):
             return through(self.blocks, x, c, depth_at(timestep, self.exits, len(self.blocks)), trace, grid)
         if trace is not None and trace.kept is not None:
             return routed(self.blocks, x, c, trace.kept, trace, grid)

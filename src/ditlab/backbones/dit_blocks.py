@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ditlab.backbones.layers import Attention, CrossAttention, Mlp, SwiGLU, Where, modulate, norm, present
+from ditlab.backbones.pseudo_shift import PseudoShiftedAttention
 from ditlab.backbones.text import Context
 
 
@@ -20,6 +21,10 @@ class Style(NamedTuple):
     rotation: Tensor | None
     norm_weights: bool = False
     gated_width: int = 0
+    grid: tuple[int, int] = (0, 0)
+    """Rows and columns of the tokens, for attention in windows."""
+    window: int = 0
+    """Side of a window; 0 is attention to all tokens."""
 
     def norm(self, affine: bool) -> nn.Module:
         """A layer norm or RMS norm."""
@@ -27,6 +32,9 @@ class Style(NamedTuple):
 
     def attention(self) -> Attention:
         """A self-attention layer."""
+        if self.window:
+            sizes = (self.grid, self.window)
+            return PseudoShiftedAttention(self.width, self.heads, self.qk_norm, self.rotation, *sizes)
         return Attention(self.width, self.heads, self.qk_norm, rotation=self.rotation)
 
     def mlp(self) -> nn.Module:

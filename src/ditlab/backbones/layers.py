@@ -116,13 +116,18 @@ class Attention(nn.Module):
 
     def mix(self, qkv: Tensor, where: Tensor | Where | None = None, mask: Tensor | None = None) -> Tensor:
         """Compute the outputs (B, N, heads, d) of all or some heads, from their q, k and v (B, N, 3 heads d)."""
-        q, k, v = torch.unflatten(qkv, -1, (3, -1, self.head)).permute(2, 0, 3, 1, 4)  # (B, heads, N, d)
+        q, k, v = self.queries_keys_values(qkv, where)
+        return attend(q, k, v, mask=mask).transpose(1, 2)
+
+    def queries_keys_values(self, qkv: Tensor, where: Tensor | Where | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return q, k and v (B, heads, N, d), normalized and rotated, from one tensor (B, N, 3 heads d)."""
+        q, k, v = torch.unflatten(qkv, -1, (3, -1, self.head)).permute(2, 0, 3, 1, 4)
         q, k = self.q_norm(q), self.k_norm(k)
         rotation, tokens = (where.rotation if isinstance(where, Where) else self.rotation), present(where)
         if rotation is not None:
             table = rotation if tokens is None else rotation[:, tokens][:, :, None]  # (2, [B, 1,] N, D / heads)
             q, k = rotated(q, table.to(q.dtype)), rotated(k, table.to(k.dtype))
-        return attend(q, k, v, mask=mask).transpose(1, 2)
+        return q, k, v
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, mask: Tensor | None = None) -> Tensor:

@@ -65,9 +65,16 @@ def depth_at(t: Tensor, exits: Sequence[float], depth: int) -> list[int]:
         exits: shares of the depth for equal intervals of the timestep, from data to noise.
         depth: number of blocks.
     """
+    if len(exits) == 1:
+        return [max(1, round(exits[0] * depth))] * len(t)
     t = t if t.ndim == 1 else t[:, 0]
     intervals = (t.float() * len(exits) / LAST).long().clamp(0, len(exits) - 1)  # (B,)
     return [max(1, round(exits[interval] * depth)) for interval in intervals.tolist()]
+
+
+def leaves_early(exits: Sequence[float], t: Tensor) -> bool:
+    """Whether images leave before the last block; on the meta device only if that does not depend on the timesteps."""
+    return len(exits) == 1 or (bool(exits) and not t.is_meta)
 
 
 def record(trace: Trace | None, i: int, x: Tensor) -> None:

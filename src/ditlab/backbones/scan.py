@@ -40,6 +40,10 @@ def selective_scan(u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, ki
     Raises:
         InputError: `mamba-ssm` was asked for but is not installed, or the tensors are not on CUDA.
     """
+    device = u.device.type
+    if device != "meta" and torch.is_autocast_enabled(device):  # it would round the products of the loop
+        with torch.autocast(device, enabled=False):
+            return selective_scan(u, delta, a, b, c, kind)
     dtype = precise(u.dtype)
     inputs = [value.to(dtype) for value in (u, delta, a, b, c)]
     if kind == "mamba-ssm" or (kind == "auto" and u.is_cuda and mamba() is not None):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ditlab.backbones.dit import DiT
 from ditlab.backbones.layers import Where, norm
-from ditlab.backbones.routing import check_late_exits, depth_at, partly, record
+from ditlab.backbones.routing import check_late_exits, depth_at, leaves_early, partly, record
 from ditlab.core.errors import InputError
 from ditlab.core.types import Trace
 
@@ -47,7 +47,7 @@ class SkipDiT(DiT):
         self, x: Tensor, c: Any, t: Tensor, timestep: Tensor, trace: Trace | None, grid: Where | None = None
     ) -> Tensor:
         last = len(self.blocks) - 1
-        leaving = self.exits and not timestep.is_meta
+        leaving = leaves_early(self.exits, timestep)
         depths = depth_at(timestep, self.exits, last + 1) if leaving else []
         places = () if grid is None else (grid,)
         skip = x = self.blocks[0](x, c, *places)  # (B, N, D)

@@ -16,7 +16,7 @@ from ditlab.backbones.any_size import LEARNED
 from ditlab.backbones.base import Backbone
 from ditlab.backbones.layers import Attention, Mlp, PatchEmbed, SinusoidEmbedder, check_positive, unpatchify
 from ditlab.backbones.published import IMAGENET
-from ditlab.backbones.routing import check_late_exits, depth_at, partly, record
+from ditlab.backbones.routing import check_late_exits, depth_at, leaves_early, partly, record
 from ditlab.core.errors import InputError
 from ditlab.core.types import Condition, Trace
 
@@ -160,10 +160,6 @@ class UViT(Backbone):
     def repeated(self) -> list[nn.Module]:
         return [*self.in_blocks, self.mid_block, *self.out_blocks]
 
-    @property
-    def dynamic_depth(self) -> bool:
-        return bool(self.exits)
-
     def initialize(self) -> None:
         """Set initial weights: truncated N(0, 0.02) for linear layers and positions, PyTorch's default for the rest."""
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
@@ -190,7 +186,7 @@ class UViT(Backbone):
         skip = x = self.in_blocks[0](x)                                   # (B, N, D)
         record(trace, 0, x)
         depths = None
-        if self.exits and not timestep.is_meta:
+        if leaves_early(self.exits, timestep):
             depths = depth_at(timestep, self.exits, len(self.repeated))
         x = self.late(-1, self.inner(x, depths, trace), skip, depths)     # (B, N, D)
         record(trace, len(self.in_blocks) + len(self.out_blocks), x)

@@ -162,7 +162,11 @@ def print_costs(rows: Sequence[dict[str, Any]]) -> None:
     for row in rows:
         if row["average_gmacs"] < row["gmacs"]:
             calls = row.get("averaged_over")
-            how = f"measured over {calls} network calls of a sampler" if calls else "if training reaches the budget"
+            how = (
+                f"measured over {calls} network calls of a sampler"
+                if calls
+                else "over uniform timesteps, if training reaches the budget"
+            )
             say(f"{row['name']}: {row['average_gmacs']:,.4g} GMACs on average ({how})")
         if images := row.get("images"):
             what = noun_of(images["size"].split("x"))

@@ -17,6 +17,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from ditlab.backbones import Backbone, create
+from ditlab.backbones.cost import counted_flops, measure
 from ditlab.checkpoints.diffusers import as_diffusers
 from ditlab.config.sampling import QUALITIES
 from ditlab.core.device import describe, has_bfloat16
@@ -25,7 +26,6 @@ from ditlab.core.terminal import say
 from ditlab.core.types import Condition
 from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import PROCESSES
-from ditlab.evaluation import measure
 from ditlab.inference.export import export, runner
 from ditlab.inference.finite import check_weights
 from ditlab.inference.optimize.compilation import compile_blocks
@@ -113,13 +113,15 @@ def bench(
     if peaks["bfloat16"] < 1.5 * peaks["float32"] and precision == "auto":
         del dtypes["bfloat16"]  # without bfloat16 instructions a step could take minutes
     size = net.size
-    gmacs = measure(lambda: create(**net.config | {"size": size})).gmacs
+    full = gmacs = measure(lambda: create(**net.config | {"size": size})).gmacs
     inputs = example(pipe, batch)
     quantized = ["int8"] if "int8" in peaks and eligible(net, "int8") else []
     precisions = [*dtypes, *quantized] if precision == "auto" else [precision]
     dtypes = {name: dtype for name, dtype in dtypes.items() if name in precisions}
     variants = dict(forward_variants(pipe, inputs, precisions, compile, against, console))
     with torch.no_grad(), console.status("forward pass"):
+        if net.gates or net.dynamic_depth:  # what is computed depends on the timesteps and on the weights
+            gmacs = counted_flops(net, inputs) / 2e9 / batch
         expected = variants["baseline"]()
         errors = {name: float((work() - expected).norm() / expected.norm()) for name, work in variants.items()}
         seconds = interleaved(variants, rounds, wait)
@@ -127,7 +129,8 @@ def bench(
     steps = {}
     if training:
         with console.status("training step"):
-            steps = training_times(net, inputs, dtypes, compile, rounds, wait, 6 * batch * gmacs)
+            trained = full if net.gates else gmacs
+            steps = training_times(net, inputs, dtypes, compile, rounds, wait, 6 * batch * trained)
     best = forward[fastest(forward)].seconds
     presets = {
         name: {"calls": float(count), "seconds": count * best / batch} for name, count in preset_calls(pipe).items()
