@@ -4,7 +4,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from ditlab.cli.terminal import app, command, say, screen
+from ditlab.cli.prompts import sampling
+from ditlab.cli.terminal import app, say, screen
 from ditlab.config.fields import Amount, Positive
 from ditlab.config.sampling import Interval
 from ditlab.config.values import Folder, Location
@@ -49,4 +50,4 @@ def distill(
         run, out, steps=steps, guidance=guidance, guidance_interval=guidance_interval, images=images, console=screen
     )
     if process_place()[0] == 0:
-        say(f"model, recipe and report are in {out}; try: {command()} sample {out}")
+        say(f"model, recipe and report are in {out}; try: {sampling(out)}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from ditlab.cli.choosing import Length, Start, given_tables, train_without_recipe, with_settings
+from ditlab.cli.prompts import sampling
 from ditlab.cli.recipes import is_data
 from ditlab.cli.terminal import Json, app, command, fail, print_json, say, screen, show
 from ditlab.config.fields import Amount, Natural, Positive
@@ -86,7 +87,7 @@ def train(
     chosen = with_settings(recipe_of(settings, recipe), tables, {"train": end})
     train_only(chosen, out, changes=allow_changes, console=screen)
     if process_place()[0] == 0:
-        say(f"model and previews are in {out}; try: {command()} sample {out}")
+        say(f"model and previews are in {out}; try: {sampling(out)}")
 
 
 @app.command(group="Train")
