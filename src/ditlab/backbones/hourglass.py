@@ -156,9 +156,7 @@ class Hourglass(Backbone):
                 "the encoder's states, or the number of words"
             )
         if word_order and not self.text.vocabulary:
-            raise InputError(
-                "word_order is set, but tokens are no numbers of words; remove it, or set the encoder words"
-            )
+            raise InputError("word_order needs tokens that are numbers of words; remove it, or set the encoder words")
         if self.text and self.classes:
             raise InputError(f"{counted(self.classes, 'class')} for a network that reads text; give classes = 0")
 
