@@ -220,6 +220,11 @@ def test_sd3_joins_as_the_pipeline_of_diffusers(places):
         assert relative(rows.tokens, states) < 1e-5
         assert torch.allclose(rows.pooled, pooled, atol=1e-6)
         assert not rows.tokens[:, :77, 20:].any()
+        lacking = encoder.without(rows, {"clip_g": torch.tensor([True, False]), "t5": torch.tensor([False, True])})
+        expected, vectors = rows.tokens.clone(), rows.pooled.clone()
+        expected[0, :77, 8:20], expected[1, 77:], vectors[0, 8:] = 0, 0, 0
+        assert torch.equal(lacking.tokens, expected)
+        assert torch.equal(lacking.pooled, vectors)
 
 
 def test_minilm_encodes_offline():
