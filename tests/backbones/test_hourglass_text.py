@@ -87,6 +87,27 @@ def test_the_images_of_words_are_added_to_the_input():
     assert not torch.allclose(after[0], before[0], atol=1e-2)
 
 
+@torch.no_grad()
+def test_with_word_order_the_place_of_a_word_matters_before_any_attention():
+    torch.manual_seed(0)
+    net = create("Hourglass", classes=0, **SMALL, text_length=5, vocabulary=9, word_images=3, word_order=True)
+    table, codes = net.word_images.table.weight.view(9, 3, 8, 8), net.word_images.codes
+    assert codes.std() > 0.5  # random from the start
+    condition = words([1, 4, 2, 0, 0], [1, 2, 4, 0, 0])
+    images = net.word_images(condition)
+    expected = sum(table[word] * codes[place, :, None, None] for place, word in enumerate((1, 4, 2)))
+    assert torch.allclose(images[0], expected, atol=1e-6)
+    assert not torch.allclose(images[0], images[1], atol=1e-2)
+    embedder = net.text_embedder
+    for part in (embedder.attn.proj, embedder.mlp.fc2):  # without them, the mean of the tokens has no order
+        part.weight.zero_()
+    vectors = embedder(condition)[2]
+    assert not torch.allclose(vectors[0], vectors[1], atol=1e-2)
+    embedder.codes.fill_(1)
+    vectors = embedder(condition)[2]
+    assert torch.allclose(vectors[0], vectors[1], atol=1e-5)
+
+
 def test_optimizer_groups_have_all_parameters(net):
     groups = net.parameter_groups()
     assert sum(len(group.parameters) for group in groups) == len([*net.parameters()])
@@ -116,6 +137,8 @@ def test_labels_for_a_text_network(net, condition, message):
     ({"classes": 0, "text_length": 5, "vocabulary": 9, "word_images": -1}, "word_images -1; give 0 or more channels"),
     ({"classes": 0, "text_length": 5, "text_width": 6, "word_images": 3}, "word_images 3 for a network that does not "
      "read numbers of words; give 0, or set the encoder words"),
+    ({"classes": 0, "text_length": 5, "text_width": 6, "word_order": True},
+     "word_order needs tokens that are numbers of words; remove it, or set the encoder words"),
 ])  # fmt: skip
 def test_sizes_that_do_not_fit(options, message):
     with pytest.raises(InputError) as error:

@@ -59,6 +59,24 @@ def test_the_same_image_as_diffusers(folder, pipe, further):
     assert np.abs(image - theirs * 255).max() < 0.51
 
 
+def test_another_size_has_the_positions_and_the_image_of_diffusers(folder, pipe):
+    options = {"num_inference_steps": 2, "guidance_scale": 5.0}
+    theirs = folder[1](
+        PROMPT, height=12, width=20, generator=torch.Generator().manual_seed(3), output_type="np", **options
+    ).images[0]
+    shift = folder[1].scheduler.config.shift  # which the pipeline keeps for every size
+    image = np.asarray(pipe([PROMPT], seeds=[3], size=(12, 20), shift=shift, **options).images[0])
+    assert np.abs(image - theirs * 255).max() < 0.51
+    most = pipe.net.position_side * pipe.net.patch * pipe.autoencoder.stride
+    for size, line in (
+        ((12, most + 4), f"size 12x{most + 4}; this model has positions for sides up to {most}"),
+        ((12, 18), "size 12x18; sides must be multiples of 4: give 12x16, the nearest one"),
+    ):
+        with pytest.raises(InputError) as caught:
+            pipe([PROMPT], seeds=[3], size=size)
+        assert str(caught.value) == line
+
+
 def test_settings_matter(pipe):
     options = {"seeds": [3], "steps": 10, "output_type": "latent"}
     first = pipe([PROMPT], **options).images

@@ -7,7 +7,7 @@ import torch
 from helpers import relative
 
 from ditlab.conditioning import ENCODERS, Text, create_conditioner
-from ditlab.conditioning.encoders import SD3, MiniLM, Pretrained
+from ditlab.conditioning.encoders import SD3, MiniLM, Pretrained, pretrained
 from ditlab.conditioning.encoders import minilm as minilm_module
 from ditlab.core.errors import InputError
 from ditlab.core.types import TextShape
@@ -144,6 +144,29 @@ def test_another_encoder_is_one_line(places, tmp_path):
         Pretrained.open(str(tmp_path / "broken"))
 
 
+def test_a_name_that_the_hub_does_not_have_is_one_line_after_one_request(tmp_path, monkeypatch):
+    requests, hub = [], pytest.importorskip("huggingface_hub")
+
+    def unreachable(self, name, timeout):
+        requests.append(name)
+        raise OSError("no connection")
+
+    monkeypatch.setattr(hub.HfApi, "repo_info", unreachable)
+    with pytest.raises(InputError) as caught:
+        Pretrained.open("nobody/has-this")
+    assert str(caught.value) == (
+        "the text encoder nobody/has-this is no folder, and cannot be downloaded from the hub (no connection); give "
+        "the folder of an encoder on this machine"
+    )
+    assert requests == ["nobody/has-this"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "encoders/minilm").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"\(no connection\); did you mean encoders/minilm\?"):
+        Pretrained.open("encoders/miniln")
+    monkeypatch.setattr(hub, "try_to_load_from_cache", lambda name, file: str(tmp_path / file))
+    assert pretrained.source("nobody/has-that") == str(tmp_path)  # an earlier download
+
+
 @pytest.mark.parametrize(
     ("options", "line"),
     [
@@ -197,6 +220,11 @@ def test_sd3_joins_as_the_pipeline_of_diffusers(places):
         assert relative(rows.tokens, states) < 1e-5
         assert torch.allclose(rows.pooled, pooled, atol=1e-6)
         assert not rows.tokens[:, :77, 20:].any()
+        lacking = encoder.without(rows, {"clip_g": torch.tensor([True, False]), "t5": torch.tensor([False, True])})
+        expected, vectors = rows.tokens.clone(), rows.pooled.clone()
+        expected[0, :77, 8:20], expected[1, 77:], vectors[0, 8:] = 0, 0, 0
+        assert torch.equal(lacking.tokens, expected)
+        assert torch.equal(lacking.pooled, vectors)
 
 
 def test_minilm_encodes_offline():

@@ -11,6 +11,7 @@ from text_net import RECIPE
 
 import ditlab
 from ditlab.cli import app, import_commands
+from ditlab.cli.prompts import sampling
 from ditlab.core.errors import InputError
 from ditlab.data import InMemory, open_dataset
 from ditlab.inference.records import read_record
@@ -290,6 +291,7 @@ def test_the_command_line_generates_prompts(trained, tmp_path, capsys, monkeypat
     assert (tmp_path / "strip/all_red-to-all_blue-seed0-01.png").exists()
     run("sample", folder, "--seeds", 0, "--out", "examples", *quick)  # some captions of the training data
     assert (tmp_path / "examples/all_red-seed0.png").exists()
+    assert sampling(folder).endswith(f" sample {folder} --prompts 'a red square'")
     run("info", folder)
     assert "reads prompts of 5 words, up to 4 tokens, encoded by words" in capsys.readouterr().err
 

@@ -13,6 +13,7 @@ import ditlab
 from ditlab.cli import app, import_commands
 from ditlab.conditioning import ENCODERS, Text
 from ditlab.conditioning.cache import TextCache
+from ditlab.conditioning.encoders.base import Region
 from ditlab.core.errors import InputError
 from ditlab.training import captions as captions_module
 
@@ -178,3 +179,63 @@ def test_every_kind_of_condition_can_be_cut_joined_moved_and_dropped(letters):
     assert torch.equal(dropped.tokens[0], dropped.tokens[1])
     assert torch.equal(dropped.pooled[0], text.null(1).pooled[0])
     assert torch.equal(dropped.tokens[2], rows.tokens[2])
+
+
+class Pair(Letters):
+    """Two encoders: of the first letter, and of the others."""
+
+    def __init__(self, length, seed=0):
+        super().__init__(length, seed)
+        self.config["kind"] = "pair"
+
+    def regions(self):
+        return {
+            "first": Region(slice(0, 1), slice(None), slice(0, 1)),
+            "others": Region(slice(1, None), slice(None), slice(1, 2)),
+        }
+
+
+def test_each_of_several_encoders_is_dropped_with_its_probability(folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(ENCODERS, "pair", Pair)
+    seen, drop = [], Text.drop_encoders
+
+    def watched(self, condition, rows):
+        result = drop(self, condition, rows)
+        seen.append((condition, result, rows))
+        return result
+
+    monkeypatch.setattr(Text, "drop_encoders", watched)
+    chosen = recipe(folder, {"images": 512, "encoder_dropout": {"others": 0.25, "first": 0.5}}, encoder="pair")
+    whole = ditlab.train(chosen, tmp_path / "whole", console=QUIET)
+    rows = {name: torch.cat([rows[name] for *_, rows in seen]) for name in ("first", "others")}
+    both = (rows["first"] & rows["others"]).float().mean()
+    assert all(abs(rows[name].float().mean() - share) < 0.06 for name, share in {"first": 0.5, "others": 0.25}.items())
+    assert abs(both - 0.125) < 0.04  # independent of each other
+    for before, after, part in seen[:3]:
+        first, others = part["first"][:, None], part["others"][:, None]
+        lacking = torch.cat([first, others.expand(-1, before.tokens.shape[1] - 1)], dim=1)
+        assert torch.equal(after.tokens, before.tokens * ~lacking[..., None])
+        assert torch.equal(after.pooled, before.pooled * ~torch.cat([first, others], dim=1))
+
+    half = chosen | {"train": chosen["train"] | {"images": 256}}
+    ditlab.train(half, tmp_path / "parts", console=QUIET)
+    parts = ditlab.train(chosen, tmp_path / "parts", console=QUIET)  # resumes
+    assert all(torch.equal(a, b) for a, b in zip(whole.net.parameters(), parts.net.parameters(), strict=True))
+    saved = ditlab.load(tmp_path / "whole").config["recipe"]["train"]["encoder_dropout"]
+    assert saved == {"others": 0.25, "first": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("encoder", "dropout", "line"),
+    [
+        ("pair", {"second": 0.5}, 'train.encoder_dropout names "second"; the text encoders are first, others'),
+        ("pair", {"first": 1.5}, "train.encoder_dropout of first is 1.5; give 0 to 1"),
+        ("letters", {"first": 0.5}, "train.encoder_dropout drops one of several text encoders, and this model does not "
+         "have several; remove it, or set train.label_dropout"),
+    ],
+)  # fmt: skip
+def test_encoders_that_cannot_be_dropped(folder, tmp_path, monkeypatch, encoder, dropout, line):
+    monkeypatch.setitem(ENCODERS, "pair", Pair)
+    with pytest.raises(InputError) as caught:
+        ditlab.train(recipe(folder, {"encoder_dropout": dropout}, encoder=encoder), tmp_path / "run", console=QUIET)
+    assert str(caught.value) == line

@@ -52,6 +52,8 @@ class Hourglass(Backbone):
         outer_grids: also add such a function after the join of each outer level.
         word_images: channels of a small learned image for each word, which are added to the input of the first level;
             0 is none. Tokens must be numbers of words.
+        word_order: multiply the images and vectors of words by learned codes of their positions before they are
+            summed, so that the network sees early which word is where.
         text_length: largest number of tokens of a text; 0 is none. The transformer blocks attend to the tokens, and a
             vector of the whole text joins the condition.
         text_width: width of the token states; 0 if tokens are numbers of words.
@@ -81,6 +83,7 @@ class Hourglass(Backbone):
         condition_grid: bool = False,
         outer_grids: bool = False,
         word_images: int = 0,
+        word_order: bool = False,
         text_length: int = 0,
         text_width: int = 0,
         vocabulary: int = 0,
@@ -92,13 +95,13 @@ class Hourglass(Backbone):
         )
         check_positive(depth=depth, heads=heads, patch=patch, outer=min(outer, default=1))
         self.patch, self.outer_patch, self.heads = patch * 2 ** len(outer), patch, heads
-        self.check_sizes(width, heads, outer, outer_depth, outer_grids)
+        self.check_sizes(width, heads, outer, outer_depth, outer_grids, word_order)
         h, w = self.grid
         widths = [*outer, width]
         self.stem = nn.Conv2d(channels * patch**2, widths[0], 3, padding=1)
         self.t_embedder = TimestepEmbedder(width)
         if self.text:
-            self.label_tables, self.text_embedder = (), TextEmbedder(width, self.text, heads)
+            self.label_tables, self.text_embedder = (), TextEmbedder(width, self.text, heads, ordered=word_order)
         else:
             self.y_embedder = LabelEmbedder(classes, width)
         self.encoders = nn.ModuleList(
@@ -120,12 +123,15 @@ class Hourglass(Backbone):
         self.final_modulation = modulation(width, 2 * widths[0])
         self.head = nn.Conv2d(widths[0], self.out_channels * patch**2, 3, padding=1)
         first = (size[0] // patch, size[1] // patch)
-        self.word_images = WordImages(self.text.vocabulary, word_images, first) if word_images else None
+        length = self.text.length if word_order else 0
+        self.word_images = WordImages(self.text.vocabulary, word_images, first, length) if word_images else None
         self.word_stem = nn.Conv2d(word_images, widths[0], 1) if word_images else None
         self.initialize()
         number(self.levels())
 
-    def check_sizes(self, width: int, heads: int, outer: Sequence[int], outer_depth: int, outer_grids: bool) -> None:
+    def check_sizes(
+        self, width: int, heads: int, outer: Sequence[int], outer_depth: int, outer_grids: bool, word_order: bool
+    ) -> None:
         """Check that sizes fit together.
 
         Raises:
@@ -149,6 +155,8 @@ class Hourglass(Backbone):
                 f"text_width {self.text.width} and vocabulary {self.text.vocabulary}; give one of them: the width of "
                 "the encoder's states, or the number of words"
             )
+        if word_order and not self.text.vocabulary:
+            raise InputError("word_order needs tokens that are numbers of words; remove it, or set the encoder words")
         if self.text and self.classes:
             raise InputError(f"{counted(self.classes, 'class')} for a network that reads text; give classes = 0")
 

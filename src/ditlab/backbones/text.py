@@ -94,9 +94,12 @@ class TextEmbedder(nn.Module):
         width: width of the network, D.
         shape: the text condition.
         heads: attention heads of the block.
+        ordered: multiply the rows of the second table by a learned code of the position of each word before they are
+            summed, so that the vector shows which word is where. The sum of random codes is a simple form of the
+            holographic representations of Plate (IEEE Transactions on Neural Networks 1995).
     """
 
-    def __init__(self, width: int, shape: TextShape, heads: int) -> None:
+    def __init__(self, width: int, shape: TextShape, heads: int, ordered: bool = False) -> None:
         super().__init__()
         self.shape = shape
         embed = nn.Embedding(shape.vocabulary, width) if shape.vocabulary else nn.Linear(shape.width, width)
@@ -107,6 +110,7 @@ class TextEmbedder(nn.Module):
         self.pooled = nn.Linear(shape.pooled, width) if shape.pooled else None
         self.pool = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.bag = nn.Embedding(shape.vocabulary, width) if shape.vocabulary else None
+        self.codes = nn.Parameter(torch.ones(shape.length, width)) if ordered else None
 
     def initialize(self) -> None:
         """Set initial weights: words N(0, 0.5), which a short training reads sooner than N(0, 0.02)."""
@@ -115,6 +119,8 @@ class TextEmbedder(nn.Module):
         if self.bag is not None:
             nn.init.normal_(self.bag.weight)
         nn.init.normal_(self.positions, std=0.1)
+        if self.codes is not None:
+            nn.init.normal_(self.codes)
 
     def forward(self, condition: Condition) -> tuple[Tensor, Tensor, Tensor]:
         """Return the tokens (B, L, D), the mask (B, L) that is true for tokens that count, and one vector (B, D).
@@ -138,7 +144,8 @@ class TextEmbedder(nn.Module):
             vector = vector + self.pooled(condition.pooled.to(x.dtype))
         vector = self.pool(vector)
         if self.bag is not None:  # after few steps, a vector of its own shows a word better than the mean of all tokens
-            vector = vector + (self.bag(tokens) * counts).sum(1) / counts.sum(1).sqrt()
+            words = self.bag(tokens) if self.codes is None else self.bag(tokens) * self.codes[: tokens.shape[1]]
+            vector = vector + (words * counts).sum(1) / counts.sum(1).sqrt()
         return x, mask, vector
 
     def encoded(self, condition: Condition) -> Condition:
@@ -159,12 +166,14 @@ class WordImages(nn.Module):
         vocabulary: number of words; 0 for a network that does not read numbers of words.
         channels: C.
         grid: height and width.
+        length: largest number of words, for a learned code (C,) of the position of each word, by which its image is
+            multiplied before the images are summed; 0 is the sum without order.
 
     Raises:
         InputError: negative channels, or a network without numbers of words.
     """
 
-    def __init__(self, vocabulary: int, channels: int, grid: tuple[int, int]) -> None:
+    def __init__(self, vocabulary: int, channels: int, grid: tuple[int, int], length: int = 0) -> None:
         super().__init__()
         if channels < 0:
             raise InputError(f"word_images {channels}; give 0 or more channels")
@@ -175,16 +184,23 @@ class WordImages(nn.Module):
             )
         self.shape = (channels, *grid)
         self.table = nn.Embedding(vocabulary, channels * grid[0] * grid[1])
+        self.codes = nn.Parameter(torch.ones(length, channels)) if length else None
 
     def initialize(self) -> None:
         """Set initial weights N(0, 0.1), which the appearance of a word outweighs after few images of it."""
         nn.init.normal_(self.table.weight, std=0.1)
+        if self.codes is not None:
+            nn.init.normal_(self.codes)
 
     def forward(self, condition: Condition) -> Tensor:
         """Numbers of words (B, L) -> (B, C, h, w)."""
         assert condition.tokens is not None
         mask, weight = condition.mask, self.table.weight
         weights = None if mask is None else mask.to(weight.dtype)
+        if self.codes is not None:
+            images = torch.unflatten(self.table(condition.tokens), 2, self.shape)  # (B, L, C, h, w)
+            codes = self.codes[: images.shape[1]].expand(images.shape[:3])
+            return torch.einsum("blchw,blc->bchw", images, codes if weights is None else codes * weights[..., None])
         total = F.embedding_bag(condition.tokens, weight, mode="sum", per_sample_weights=weights)
         return torch.unflatten(total, 1, self.shape)
 

@@ -4,7 +4,8 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from ditlab.cli.terminal import app, command, say, screen
+from ditlab.cli.prompts import sampling
+from ditlab.cli.terminal import app, say, screen
 from ditlab.config.fields import Amount, Positive
 from ditlab.config.sampling import Interval
 from ditlab.config.values import Folder, Location
@@ -51,4 +52,4 @@ def distill(
     scales: dict[str, Any] = {"guidance": guidance, "guidance_interval": guidance_interval}
     distill(run, out, steps=steps, images=images, correction=correction or 0, console=screen, **scales)
     if process_place()[0] == 0:
-        say(f"model, recipe and report are in {out}; try: {command()} sample {out}")
+        say(f"model, recipe and report are in {out}; try: {sampling(out)}")

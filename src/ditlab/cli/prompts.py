@@ -1,9 +1,12 @@
 """The prompts of `ditlab sample`."""
 
 from dataclasses import replace
+from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from ditlab.cli.options import Request
+from ditlab.cli.terminal import command
 from ditlab.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -41,3 +44,13 @@ def check_values(request: Request, pipe: "BasePipeline") -> None:
         raise InputError("--prompts for a model that reads no text; give --labels")
     if reads_text and request.labels and not request.prompts and request.like is None:
         raise InputError("--labels for a model that reads prompts; give --prompts")
+
+
+def sampling(run: Path, verb: str = "sample") -> str:
+    """The command that generates with the model of a run, with a prompt if the model reads text."""
+    from ditlab.core.weights import newest_checkpoint, read_config
+    from ditlab.inference.base import PROMPTS
+
+    checkpoint = newest_checkpoint(run)
+    prompts = [] if checkpoint is None else read_config(checkpoint).get(PROMPTS, [])
+    return f"{command()} {verb} {run}" + (f" --prompts {quote(prompts[0])}" if prompts else "")

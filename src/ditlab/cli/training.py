@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from ditlab.cli.choosing import Length, Start, given_tables, train_without_recipe, with_settings
+from ditlab.cli.prompts import sampling
 from ditlab.cli.recipes import is_data
 from ditlab.cli.terminal import Json, app, command, fail, print_json, say, screen, show
 from ditlab.config.fields import Amount, Natural, Positive
@@ -88,7 +89,7 @@ def train(
     train_only(chosen, out, changes=allow_changes, console=screen)
     if process_place()[0] == 0:
         follow_up = OBJECTIVES.find(chosen.train.objective).follow_up
-        say(f"model and previews are in {out}; try: {command()} {follow_up} {out}")
+        say(f"model and previews are in {out}; try: {sampling(out, follow_up)}")
 
 
 @app.command(group="Train")

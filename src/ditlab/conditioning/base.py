@@ -73,6 +73,14 @@ class Conditioner(ABC):
         """Replace the rows where `where` (B,) is true by the null condition."""
         return condition.where(where, self.null(len(condition)).to(where.device))
 
+    def encoders(self) -> list[str]:
+        """Return the names of the encoders that `drop_encoders` drops one by one; a single encoder has none."""
+        return []
+
+    def drop_encoders(self, condition: Condition, rows: Mapping[str, Tensor]) -> Condition:
+        """Replace what some encoders have computed by zeros, in the rows (B,) bool of each name in `encoders`."""
+        return condition
+
     def mix(self, a: Condition, b: Condition, weight: Tensor) -> Condition:
         """Interpolate between two conditions; `weight` (B,) is 0 at a and 1 at b.
 

@@ -104,6 +104,12 @@ class Text(Conditioner):
         row = self._rows([""])
         return row[torch.zeros(count, dtype=torch.long)]
 
+    def encoders(self) -> list[str]:
+        return [*self.encoder.regions()]
+
+    def drop_encoders(self, condition: Condition, rows: Mapping[str, Tensor]) -> Condition:
+        return self.encoder.without(condition, rows) if rows else condition
+
     def title(self, value: Any) -> str:
         return "no prompt" if value is None else str(value)
 

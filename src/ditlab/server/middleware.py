@@ -154,7 +154,10 @@ def validation_message(errors: Sequence[Any]) -> str:
         parts = [str(part) for part in error["loc"] if not str(part).startswith(TAGS)]
         return ".".join(parts[1:] or parts)
 
-    messages = dict.fromkeys(error["msg"] for error in errors if path(error) == path(first))
+    alternatives = [error for error in errors if path(error) == path(first)]
+    if first["input"] == "" and any(error["type"] == "string_too_short" for error in alternatives):
+        return f"{path(first)[:200]} is empty; give a text, or leave it out"
+    messages = dict.fromkeys(error["msg"] for error in alternatives)
     return f"{path(first)[:200]}: {', or: '.join(messages)}"
 
 

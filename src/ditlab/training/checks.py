@@ -6,10 +6,10 @@ import torch
 
 from ditlab.autoencoders import Autoencoder
 from ditlab.backbones import BACKBONES, Backbone
-from ditlab.conditioning import CONDITIONERS
+from ditlab.conditioning import CONDITIONERS, Conditioner
 from ditlab.config.distill import Distill
 from ditlab.config.fields import check_settings, shown
-from ditlab.config.sections import Recipe
+from ditlab.config.sections import Recipe, Train
 from ditlab.core.errors import InputError
 from ditlab.core.types import Condition
 from ditlab.core.units import counted
@@ -153,6 +153,24 @@ def check_encoder(recipe: Recipe) -> None:
             'data.encoder_options need a text encoder, but data.conditioner is "class"; remove them or set '
             'data.conditioner to "text"'
         )
+
+
+def check_encoder_dropout(settings: Train, conditioner: Conditioner) -> None:
+    """Check that text encoders can be dropped one by one.
+
+    Raises:
+        InputError: an encoder that the model does not have, or a share outside 0 to 1.
+    """
+    for name, share in settings.encoder_dropout.items():
+        if not (names := conditioner.encoders()):
+            raise InputError(
+                "train.encoder_dropout drops one of several text encoders, and this model does not have several; "
+                "remove it, or set train.label_dropout"
+            )
+        if name not in names:
+            raise InputError(f'train.encoder_dropout names "{name}"; the text encoders are {", ".join(names)}')
+        if not 0 <= share <= 1:
+            raise InputError(f"train.encoder_dropout of {name} is {share:g}; give 0 to 1")
 
 
 def check_distill(recipe: Recipe) -> None:

@@ -71,6 +71,8 @@ class TrainingContext:
     def condition(self, batch: Batch, randomness: Randomness, generator: torch.Generator) -> Condition:
         """The conditions of a batch on the device, randomly dropped with the probability `train.label_dropout`.
 
+        What each of several text encoders has computed is dropped with its probability in `train.encoder_dropout`.
+
         Some frames of clips are given, with the probabilities `train.given_first` and so on.
 
         Args:
@@ -83,7 +85,12 @@ class TrainingContext:
         if self.captions is not None:
             assert batch.index is not None
             condition = self.captions.condition(batch.index, randomness)
-        condition = self.pipe.conditioner.drop(condition, randomness.part(dropped)).to(self.device)
+        condition = self.pipe.conditioner.drop(condition, randomness.part(dropped))
+        lacking = {
+            name: randomness.part(torch.rand(randomness.batch, generator=generator) < share)
+            for name, share in sorted(self.settings.encoder_dropout.items())
+        }
+        condition = self.pipe.conditioner.drop_encoders(condition, lacking).to(self.device)
         if batch.x.ndim != 5:
             return condition
         given = given_frames(self.settings, randomness.batch, batch.x.shape[2], generator)

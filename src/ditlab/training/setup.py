@@ -31,6 +31,7 @@ from ditlab.training.checks import (
     check_clock,
     check_condition,
     check_dataset,
+    check_encoder_dropout,
     check_exits,
     check_given,
     check_guidance,
@@ -159,6 +160,7 @@ def build_model(job: Job) -> None:
     autoencoder.check_images(job.dataset.channels, job.dataset.values)
     job.captions = read_captions(job.recipe.data, job.dataset)
     conditioner = pick_conditioner(job.recipe.data, job.dataset, job.captions, job.source)
+    check_encoder_dropout(job.recipe.train, conditioner)
     job.pipe = build(job.recipe, job.dataset, autoencoder, job.place.device, conditioner)
     if job.captions is not None:
         job.pipe.config |= {CAPTIONS: job.captions.digest, PROMPTS: job.captions.examples()}

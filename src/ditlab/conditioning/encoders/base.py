@@ -4,7 +4,8 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self
+from dataclasses import replace
+from typing import Any, ClassVar, NamedTuple, Self
 
 from torch import Tensor
 
@@ -32,6 +33,17 @@ def flag_option(name: str, value: Any) -> bool:
     if (text := str(value).lower()) not in ("true", "false"):
         raise InputError(f"{name} is {value!r}; give true or false")
     return text == "true"
+
+
+class Region(NamedTuple):
+    """The part of a condition that one of several encoders computes."""
+
+    tokens: slice
+    """Its tokens in (B, L, E)."""
+    channels: slice
+    """Its channels of these tokens."""
+    pooled: slice
+    """Its values in the pooled vector (B, P)."""
 
 
 class Encoder(ABC):
@@ -78,6 +90,27 @@ class Encoder(ABC):
     def reads(self, text: str) -> bool:
         """Whether anything of a text is encoded; otherwise `encode` returns the null condition for it."""
         return bool(text)
+
+    def regions(self) -> Mapping[str, Region]:
+        """What each of several encoders computes, by name; empty for a single encoder."""
+        return {}
+
+    def without(self, condition: Condition, rows: Mapping[str, Tensor]) -> Condition:
+        """Replace by zeros what some of several encoders have computed.
+
+        Args:
+            condition: B encoded texts.
+            rows: name of an encoder -> the rows (B,) bool that lack it.
+        """
+        tokens, pooled = condition.tokens, condition.pooled
+        assert tokens is not None
+        tokens, pooled = tokens.clone(), None if pooled is None else pooled.clone()
+        for name, where in rows.items():
+            region = self.regions()[name]
+            tokens[where, region.tokens, region.channels] = 0
+            if pooled is not None:
+                pooled[where, region.pooled] = 0
+        return replace(condition, tokens=tokens, pooled=pooled)
 
     def check(self, text: str) -> None:  # noqa: B027 - most encoders encode every text
         """Check that `encode` can encode a text.

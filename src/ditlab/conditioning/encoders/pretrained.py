@@ -4,7 +4,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -14,12 +14,14 @@ from torch import Tensor
 from ditlab.conditioning.encoders.base import Encoder, flag_option, whole_option
 from ditlab.core.errors import InputError, lookup, nearest_path
 from ditlab.core.formats import reason
+from ditlab.core.hub import hub_library
 from ditlab.core.spelling import absolute, expand
 from ditlab.core.types import Condition, TextShape
 from ditlab.core.weights import weights_digest
 
 MOST_TOKENS = 256  # default limit of the length, which is otherwise that of the longest caption
 AT_ONCE = 64  # texts that are encoded at a time
+REQUEST_SECONDS = 10  # longest wait for an answer of the hub
 TEXT_CLASSES = {
     "clip": "CLIPTextModelWithProjection", "t5": "T5EncoderModel", "mt5": "MT5EncoderModel", "umt5": "UMT5EncoderModel",
 }  # fmt: skip
@@ -279,6 +281,29 @@ def source(place: str) -> str:
             folder, "download it, or give its folder (in config.json of a model: conditioner.encoder)"
         )
         raise InputError(f"there is no text encoder {place}; {remedy}")
+    return on_hub(place)
+
+
+@cache
+def on_hub(place: str) -> str:
+    """A hub id, or the folder of the copy on this machine if the hub cannot be reached.
+
+    This asks the hub once. Without a connection, transformers would repeat each of its requests for 20 seconds.
+
+    Raises:
+        InputError: the hub does not have it, or cannot be reached, and there is no copy.
+    """
+    hub = hub_library()
+    try:
+        hub.HfApi().repo_info(place, timeout=REQUEST_SECONDS)
+    except Exception as error:  # the library raises exceptions of many types
+        copy = hub.try_to_load_from_cache(place, "config.json")
+        if isinstance(copy, str):
+            return str(Path(copy).parent)
+        remedy = nearest_path(Path(place), "give the folder of an encoder on this machine")
+        raise InputError(
+            f"the text encoder {place} is no folder, and cannot be downloaded from the hub ({reason(error)}); {remedy}"
+        ) from error
     return place
 
 

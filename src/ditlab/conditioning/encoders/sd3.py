@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 import torch.nn.functional as F
 
-from ditlab.conditioning.encoders.base import Encoder, whole_option
+from ditlab.conditioning.encoders.base import Encoder, Region, whole_option
 from ditlab.conditioning.encoders.pretrained import Pretrained
 from ditlab.core.errors import InputError
 from ditlab.core.types import Condition, TextShape
@@ -98,6 +98,16 @@ class SD3(Encoder):
         pooled = [part.pooled for part in (first, second) if part.pooled is not None]
         mask = torch.ones(tokens.shape[:2], dtype=torch.bool)
         return Condition(tokens=tokens, mask=mask, pooled=torch.cat(pooled, dim=-1))
+
+    def regions(self) -> dict[str, Region]:
+        """The channels and pooled values of each CLIP, and the tokens of T5."""
+        first, second = (self.parts[name].shape for name in PARTS[:2])
+        clips, wide = slice(0, self.length), first.width + second.width
+        return {
+            "clip_l": Region(clips, slice(0, first.width), slice(0, first.pooled)),
+            "clip_g": Region(clips, slice(first.width, wide), slice(first.pooled, first.pooled + second.pooled)),
+            "t5": Region(slice(self.length, None), slice(None), slice(0, 0)),
+        }
 
     def release(self) -> None:
         for part in self.parts.values():
