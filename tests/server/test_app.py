@@ -29,8 +29,6 @@ from ditlab.core.types import Condition
 from ditlab.core.values import PixelValues
 from ditlab.core.version import __version__
 from ditlab.diffusion.flow_map import FlowMap
-from ditlab.diffusion.objective import Objective
-from ditlab.diffusion.process import make_process
 from ditlab.inference.pipeline import Pipeline
 from ditlab.server.app import create_app
 from ditlab.server.generation import Limits

@@ -70,7 +70,7 @@ class Autoencoder(nn.Module, ABC):
             most: frames of each clip that are decoded at a time, because each needs memory.
         """
         parts = []
-        for part in x0.split(most, dim=2):
+        for part in torch.split(x0, most, dim=2):
             frames = self.decode_as(part.transpose(1, 2).flatten(0, 1), values)
             parts.append(frames.reshape(len(x0), part.shape[2], *frames.shape[1:]).transpose(1, 2))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)

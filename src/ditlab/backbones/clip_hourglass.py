@@ -209,11 +209,11 @@ class OnFrames(nn.Module):
         return tokens.view(x.shape[0], *x.shape[2:], -1).permute(0, 3, 1, 2)
 
 
-class FullGridBlock(OnFrames, FullBlock):
+class FullGridBlock(OnFrames, FullBlock):  # type: ignore[misc]
     """Attention among all positions of a clip."""
 
 
-class FactorizedGridBlock(OnFrames, FactorizedBlock):
+class FactorizedGridBlock(OnFrames, FactorizedBlock):  # type: ignore[misc]
     """Attention among the positions of a frame, and then among the times of a position."""
 
 

@@ -39,7 +39,7 @@ def measure(make: Callable[[], Backbone]) -> Cost:
     fused = net.fused()
     exits, fused.exits = fused.exits, ()
     flops = counted_flops(fused, inputs)
-    early = {}
+    early: dict[float, int] = {}
     for share in exits:
         fused.exits = (share,)
         early[share] = early[share] if share in early else counted_flops(fused, inputs)

@@ -216,7 +216,7 @@ class FiT(Backbone):
         # The list is a batch of N sequences of one token, so that each token is modulated by its image.
         x = torch.cat(tokens)[:, None]
         x = self.through(x, timestep, self.labels(condition), where, segments, None)[:, 0]
-        parts = zip(x.split(segments.lengths), grids, strict=True)
+        parts = zip(torch.split(x, list(segments.lengths)), grids, strict=True)
         return [unpatchify(part[None], h, w, self.patch)[0] for part, (h, w) in parts]
 
     def through(

@@ -8,6 +8,7 @@ take part in all blocks; the paper's allocation of channels by depth is left out
 In shapes, B is the batch, N = h w tokens, D the width, d the width of a head, and n the positions in a window.
 """
 
+import torch
 from torch import Tensor, nn
 
 from ditlab.backbones.depthwise import depthwise_conv
@@ -40,21 +41,21 @@ class PseudoShiftedAttention(Attention):
         # fmt: off
         q, k, parts = (self.windows(x) for x in (q, k, v))          # (B, heads W, n, d)
         x = self.merged(attend(q, k, parts))                        # (B, N, heads, d)
-        local = v.mT.flatten(1, 2).unflatten(2, self.grid)          # (B, D, h, w)
+        local = torch.unflatten(v.mT.flatten(1, 2), 2, self.grid)   # (B, D, h, w)
         local = depthwise_conv(local, self.bridge.weight, self.bridge.bias).flatten(2).mT  # (B, N, D)
         # fmt: on
-        return x + local.unflatten(2, (-1, self.head))
+        return x + torch.unflatten(local, 2, (-1, self.head))
 
     def windows(self, x: Tensor) -> Tensor:
         """Split tokens (B, heads, N, d) into windows (B, heads W, n, d)."""
         (h, w), side = self.grid, self.window
-        x = x.unflatten(2, (h // side, side, w // side, side))  # (B, heads, rows, side, columns, side, d)
+        x = torch.unflatten(x, 2, (h // side, side, w // side, side))  # (B, heads, rows, side, columns, side, d)
         return x.transpose(3, 4).flatten(4, 5).flatten(1, 3)
 
     def merged(self, x: Tensor) -> Tensor:
         """Join windows (B, heads W, n, d) to tokens (B, N, heads, d), the inverse of `windows`."""
         (h, w), side = self.grid, self.window
-        x = x.unflatten(2, (side, side)).unflatten(1, (-1, h // side, w // side))
+        x = torch.unflatten(torch.unflatten(x, 2, (side, side)), 1, (-1, h // side, w // side))
         return x.transpose(3, 4).flatten(2, 5).transpose(1, 2)
 
 

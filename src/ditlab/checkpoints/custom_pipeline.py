@@ -1,3 +1,4 @@
+# mypy: disable-error-code="no-untyped-call,attr-defined,misc"
 """Open this model folder with diffusers; ditlab must be installed.
 
     pipe = DiffusionPipeline.from_pretrained(folder, custom_pipeline="pipeline", trust_remote_code=True)

@@ -91,7 +91,7 @@ def write(out: Path, pipe: "Pipeline", truth: "Tensor", predicted: "Tensor", con
     make_folder(out)
     replace_text(out / RESULT, formats.dumps(content, indent=1) + "\n")
     save_sheet(comparison(truth[0], predicted[0], pipe.values), out / STRIP)
-    numbers = pipe.values.restored(predicted.flatten(0, 1)).unflatten(0, predicted.shape[:2])
+    numbers = pipe.values.restored(predicted.flatten(0, 1)).view(predicted.shape)
     with replacing(out / STATES) as draft, draft.open("wb") as file:
         np.save(file, numbers.numpy())
 
@@ -106,14 +106,15 @@ def opened(pipe: "Pipeline", data: str) -> tuple["Trajectories", str]:
     from ditlab.data import open_dataset, parse_source
     from ditlab.data.trajectories.base import Trajectories
 
-    recipe = pipe.config.get("recipe")
-    settings = Preparation(trajectories=True) if recipe is None else parse_recipe(recipe, source="the model").data
-    if not data and recipe is None:
-        raise InputError("the training data of this model is not known; give --data")
+    settings = Preparation(trajectories=True)
+    if (recipe := pipe.config.get("recipe")) is not None:
+        settings = trained = parse_recipe(recipe, source="the model").data
+        if not data:
+            held_out = parse_source(trained.source, trained).held_out()
+            data = trained.source if held_out is None else held_out.text
+            settings = trained if held_out is None else replace(trained, split="")
     if not data:
-        held_out = parse_source(settings.source, settings).held_out()
-        data = settings.source if held_out is None else held_out.text
-        settings = settings if held_out is None else replace(settings, split="")
+        raise InputError("the training data of this model is not known; give --data")
     spec = parse_source(data, settings)
     if not spec.resizable:
         settings = replace(settings, trajectories=False)

@@ -87,6 +87,8 @@ def rolled_out(pipe: Pipeline, data: Trajectories, count: int, steps: int | None
             for first in range(0, len(truth), BATCH)
         ]
     )
-    both = (pipe.values.normalized(part.flatten(0, 1)).unflatten(0, part.shape[:2]) for part in (truth, predicted))
+    both = (
+        torch.unflatten(pipe.values.normalized(part.flatten(0, 1)), 0, part.shape[:2]) for part in (truth, predicted)
+    )
     first, second = both
     return first, second

@@ -57,4 +57,4 @@ def rollout(pipe: Pipeline, states: Tensor, steps: int, labels: Label | Sequence
         )
         series.append(x.cpu())
     flat = values.restored(torch.stack(series, 1).flatten(0, 1))
-    return flat.float().unflatten(0, (len(states), steps + 1))
+    return torch.unflatten(flat.float(), 0, (len(states), steps + 1))

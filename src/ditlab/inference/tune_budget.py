@@ -8,6 +8,7 @@ compared.
 import time
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -63,7 +64,7 @@ def search(
     """
     check_tunable(pipe, [2], sampler, images)
     pipe = pipe.model.fused()
-    options = {"sampler": sampler, "guidance": guidance, "guidance_interval": guidance_interval}
+    options: dict[str, Any] = {"sampler": sampler, "guidance": guidance, "guidance_interval": guidance_interval}
     whole, part = call_costs(pipe, images)
     whole, part = (whole, part) if unit == "ms" else (1.0, part / whole)
     affordable = {}

@@ -238,7 +238,9 @@ def start_image(pipe: BasePipeline, request: GenerationRequest, most: int, size:
     if clips and request.image is not None:
         raise InputError("image starts from an image, and given, frames and overlap are for clips; leave one out")
     image, mask = (
-        None if (content := request.file(name)) is None else read_picture(io.BytesIO(content), most, FORMATS, size[-2:])
+        None
+        if (content := request.file(name)) is None
+        else read_picture(io.BytesIO(content), most, FORMATS, (size[-2], size[-1]))
         for name in ("image", "mask")
     )
     if image is not None:

@@ -81,7 +81,7 @@ class Clips(FileDataset):
         self.without_header = [*self.headers.broken, *([] if preprocess.native else self.headers.short(timing))]
         self.size = self._divide() or (timing.frames, *(preprocess.size or self.headers.common_size(source)))
         check_memory(self)
-        self.preprocessing = self._recorded() | source.division
+        self.preprocessing = self._recorded() | dict(source.division)
         self.kept: dict[int, Raster] | None = {} if self._fit_in_memory() else None
         self.reading = replace(source.reading, notes=[*source.reading.notes, *self._notes()])
 

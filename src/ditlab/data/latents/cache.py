@@ -239,7 +239,8 @@ class Latents(Dataset):
         parts = [(parse_sides(name.removeprefix(f"{MOMENTS}.")), n) for s in self.shards for name, n in s.parts.items()]
         sizes = sorted({size for size, _ in parts}, key=lambda size: (*size[:-2], -size[-2], size[-1]))
         of = torch.cat([torch.full((count,), sizes.index(size)) for size, count in parts])
-        self.buckets = Buckets(tuple(sizes), of, **self.description.native)
+        native = self.description.native
+        self.buckets = Buckets(tuple(sizes), of, native["pixels"], frame_multiple=native["frame_multiple"])
         self.size = sizes[self.buckets.frequent]
         name = f"{MOMENTS}.{sides_of(self.size)}"
         self.shape = next(tuple(shard.header[name]["shape"][1:]) for shard in self.shards if name in shard.parts)

@@ -279,7 +279,7 @@ def of_one_size(dataset: Dataset, indices: torch.Tensor) -> list[torch.Tensor]:
     if dataset.buckets is None:
         return [indices]
     of = dataset.buckets.of[indices]
-    return [indices[of == bucket] for bucket in of.unique()]
+    return [indices[of == bucket] for bucket in sorted(set(of.tolist()))]
 
 
 def _joined(named: list[tuple[str, Batch]], description: Description) -> Entries:
