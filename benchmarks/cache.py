@@ -16,7 +16,8 @@ import torch
 from ditlab.core.types import Condition
 from ditlab.data import Latents, training_order
 from ditlab.data.identity import Stamp, Stamps
-from ditlab.data.latents.cache import Description, write_description, write_index
+from ditlab.data.latents.cache import write_index
+from ditlab.data.latents.description import Description, write_description
 from ditlab.data.latents.shards import MOMENTS, Entries, shard_file, write_shard
 
 SHAPE = (8, 8, 8)  # four channels at 8x8, mean and log-variance: 1 KiB in fp16

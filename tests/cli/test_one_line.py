@@ -204,7 +204,8 @@ def test_a_bad_byte_in_the_metrics_does_not_stop_a_run_from_resuming(tmp_path):
 @pytest.mark.parametrize("name", ["description.json", "index.json"])
 @pytest.mark.parametrize("content", ["[]", "{}", '{"format": 1}', "[" * 100_000])
 def test_a_damaged_description_of_a_cache(tmp_path, name, content):
-    from ditlab.data.latents.cache import Latents, read_description
+    from ditlab.data.latents.cache import Latents
+    from ditlab.data.latents.description import read_description
 
     (tmp_path / name).write_text(content)
     with pytest.raises(InputError) as caught:
@@ -283,7 +284,8 @@ def test_a_recipe_cannot_hold_a_path_that_is_not_utf_8():
 
 
 def test_an_index_with_a_damaged_key(tmp_path):
-    from ditlab.data.latents.cache import Description, indexed_entries
+    from ditlab.data.latents.cache import indexed_entries
+    from ditlab.data.latents.description import Description
 
     description = Description("", 4, 1, (8, 8), {}, "a", (2, 4, 4), "fp32", [], 8)
     content = {"format": "ditlab latents", "entries": 4, "shards": [], **description.content()}
@@ -305,7 +307,8 @@ def test_an_index_with_a_damaged_key(tmp_path):
     ],
 )
 def test_an_index_with_other_sides(tmp_path, change, what):
-    from ditlab.data.latents.cache import Description, indexed_entries
+    from ditlab.data.latents.cache import indexed_entries
+    from ditlab.data.latents.description import Description
 
     description = Description("", 4, 1, (8, 8), {}, "a", (2, 4, 4), "fp32", [], 8)
     content = {"format": "ditlab latents", "entries": 4, "shards": [], **description.content(), **change}

@@ -35,11 +35,11 @@ def test_the_second_device_evaluates_the_null_condition(folder, ready):
     assert torch.equal(made, expected)
 
 
-def test_both_copies_compute_one_half(folder):
+def test_both_copies_compute_one_half(folder, monkeypatch):
     pipe = ditlab.load(folder, device="cpu", guidance_device="cpu").prepared("float32")
     first, second = rows(pipe.net), rows(pipe.second.net)
-    pipe.inference_net = lambda plan, condition: pipe.net
-    pipe.second.inference_net = lambda plan, condition: pipe.second.net
+    for module in ("base", "extras"):
+        monkeypatch.setattr(f"ditlab.inference.{module}.inference_net", lambda model, plan, condition: model.net)
     pipe([0, 1], **OPTIONS)
     assert (first, second) == ([2, 2, 2], [2, 2])  # at t = 1, guidance does not act
 

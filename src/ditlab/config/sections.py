@@ -14,6 +14,7 @@ from cyclopts import Parameter
 
 from ditlab.config.distill import Distill
 from ditlab.config.fields import Unused, renamed, setting
+from ditlab.config.parallel import Parallel
 from ditlab.config.sampling import Sample
 from ditlab.config.values import Located, Location, Whole
 from ditlab.core.errors import InputError
@@ -316,31 +317,6 @@ class Train(Located):
     """Address in a store, such as s3://bucket/run, to which checkpoints are copied; another machine resumes there."""
     max_bad_steps: Annotated[Whole, Parameter(alias="patience")] = setting(10, resume="ask", at_least=1, was="patience")
     """Consecutive steps with non-finite gradients after which the run returns to its last checkpoint."""
-
-
-@dataclass(frozen=True)
-class Parallel:
-    """How a run is distributed over processes and memory; these settings do not change the result."""
-
-    shard: Literal["none", "full", "hybrid"] = "none"
-    """none: all weights in every process (DDP); full: sharded over all processes (FSDP2); hybrid: sharded within each
-    node (HSDP)."""
-    checkpointing: bool = False
-    """Activation checkpointing: recompute the blocks in the backward pass instead of storing their activations."""
-    accumulate: Whole = setting(1, at_least=1)
-    """Gradient accumulation: number of parts of a batch that are processed one after another."""
-    offload: tuple[Literal["average", "moments", "activations"], ...] = ()
-    """What is kept in the memory of the host instead of the GPU: average, moments, activations."""
-    checkpoint: Literal["auto", "whole", "sharded"] = "auto"
-    """How checkpoints are written: whole by the first process, or sharded: each process writes its part. auto is
-    sharded for a run with shard whose checkpoints have 8 GiB or more."""
-    check_memory: bool = True
-    """Refuse a run that is predicted to need more than 1.5 times the memory of the machine."""
-    timeout: Whole = setting(600, at_least=1)
-    """Seconds to wait for a process that does not respond."""
-    check_every: Whole = setting(128_000, not_negative=True)
-    """With several processes: images between comparisons of their weights, averages and moments, which are compared
-    before each checkpoint too (0 disables both)."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from ditlab.core.values import PixelValues
 from ditlab.diffusion.guidance import autoguidance, cfg
 from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.samplers import image_noise
-from ditlab.inference.extras import encoded, encoded_pair, further_guidance, other_half
+from ditlab.inference.extras import encoded, encoded_pair, further_guidance, inference_net, other_half
 from ditlab.inference.finite import check_latents, finite_steps
 from ditlab.inference.given import GivenFrames, check_images, given_frames
 from ditlab.inference.guide import check_guide
@@ -30,8 +30,6 @@ from ditlab.inference.inpaint import Original, check_originals, check_startable,
 from ditlab.inference.interpolate import arguments
 from ditlab.inference.longer import check_room_for, longer, longer_steps
 from ditlab.inference.memory import RowLimit, Splitting, halved
-from ditlab.inference.optimize.compilation import is_compiled
-from ditlab.inference.optimize.modulation import tabulated
 from ditlab.inference.output import TYPES, Output, frame_rate, make_output
 from ditlab.inference.plan import Plan, check_channels, resolve
 from ditlab.inference.prompts import negative_text
@@ -367,7 +365,7 @@ class BasePipeline:
         check_originals(plan.original, len(seeds))
         condition = self.conditioner.encode(names).to(self.net.device)
         condition = condition if plan.original is None else plan.original.conditioned(condition)
-        net, objective = self.inference_net(plan, condition), self.objective.at_guidance(plan.guidance)
+        net, objective = inference_net(self, plan, condition), self.objective.at_guidance(plan.guidance)
         if plan.cache is not None:
             net = plan.cache.on(net)
         denoiser = objective.denoiser(Splitting(net, limit) if plan.cache is None else net)
@@ -382,7 +380,7 @@ class BasePipeline:
             denoise = cfg(denoiser, text, null, scale, interval, channels, further, other)
         else:  # both networks receive the condition as it is, because each encodes it in its own way
             further = further_guidance(plan, objective, net, encoded(net, condition), limit)
-            weak = guide.objective.denoiser(Splitting(guide.inference_net(plan, condition), limit))
+            weak = guide.objective.denoiser(Splitting(inference_net(guide, plan, condition), limit))
             denoise = autoguidance(denoiser, weak, condition, scale, interval, channels, further)
         if plan.cache is not None:
             denoise = plan.cache.timed(denoise)
@@ -391,15 +389,3 @@ class BasePipeline:
         noise = image_noise(seeds)
         x = plan.start(noise(torch.empty(len(seeds), self.net.channels, *plan.size, device=self.net.device)))
         return finite_steps(evaluated(net, plan.run(denoise, x, noise), x, plan.options.sampler), self, seeds)
-
-    def inference_net(self, plan: Plan, condition: Condition) -> Backbone:
-        """Return the network with merged layers, and adaLN modulation precomputed for these times and labels."""
-        net = self.net.fused()
-        conditions = (condition, condition.other, self.null(1))
-        labels = [rows.label.to(self.device) for rows in conditions if rows and rows.label is not None]
-        # Compiled blocks compute their modulation themselves, and given frames have another one in the same call.
-        if is_compiled(net) or not labels or condition.given is not None:
-            return net
-        following = torch.cat([plan.times[1:], plan.times[-1:]])
-        clock = self.objective.at_guidance(plan.guidance).timesteps(plan.times, following, plan.times)
-        return tabulated(net, clock, torch.cat(labels))

@@ -1,4 +1,4 @@
-"""Skip-layer guidance and rescaling of a sampling plan, its condition, and guidance on two devices."""
+"""The network with which a sampling plan runs, what it adds to guidance, its condition, and guidance on two devices."""
 
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,8 @@ from ditlab.core.types import Condition
 from ditlab.diffusion.guidance import Elsewhere, Further, Rescale, plain
 from ditlab.diffusion.objective import Objective
 from ditlab.inference.memory import RowLimit, Splitting
+from ditlab.inference.optimize.compilation import is_compiled
+from ditlab.inference.optimize.modulation import tabulated
 from ditlab.inference.plan import Plan
 
 if TYPE_CHECKING:
@@ -53,7 +55,7 @@ def other_half(second: "BasePipeline | None", plan: Plan, condition: Condition, 
             f"reuse is {plan.options.reuse}, which does not work with guidance on two devices; leave out reuse, or "
             "guidance_device"
         )
-    return Elsewhere(second.objective.denoiser(Splitting(second.inference_net(plan, condition), limit)), second.device)
+    return Elsewhere(second.objective.denoiser(Splitting(inference_net(second, plan, condition), limit)), second.device)
 
 
 def encoded_pair(net: Backbone, condition: Condition, null: Condition, scale: float) -> tuple[Condition, Condition]:
@@ -62,3 +64,16 @@ def encoded_pair(net: Backbone, condition: Condition, null: Condition, scale: fl
         return encoded(net, condition), encoded(net, null)
     both = encoded(net, condition.joined(null))
     return both[: len(condition)], both[len(condition) :]
+
+
+def inference_net(pipe: "BasePipeline", plan: Plan, condition: Condition) -> Backbone:
+    """Return the network with merged layers, and adaLN modulation precomputed for these times and labels."""
+    net = pipe.net.fused()
+    conditions = (condition, condition.other, pipe.null(1))
+    labels = [rows.label.to(pipe.device) for rows in conditions if rows and rows.label is not None]
+    # Compiled blocks compute their modulation themselves, and given frames have another one in the same call.
+    if is_compiled(net) or not labels or condition.given is not None:
+        return net
+    following = torch.cat([plan.times[1:], plan.times[-1:]])
+    clock = pipe.objective.at_guidance(plan.guidance).timesteps(plan.times, following, plan.times)
+    return tabulated(net, clock, torch.cat(labels))

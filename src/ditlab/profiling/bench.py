@@ -102,8 +102,7 @@ def bench(
             a library is not installed.
     """
     check_weights(pipe)
-    net = pipe.net.eval()
-    device = net.device
+    net, device = pipe.net.eval(), pipe.net.device
     wait = waiter(device)
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     with console.status("matrix products"):
@@ -112,8 +111,7 @@ def bench(
         raise InputError(f"bench does not measure {precision} on this device; choose from: auto, {', '.join(peaks)}")
     if peaks["bfloat16"] < 1.5 * peaks["float32"] and precision == "auto":
         del dtypes["bfloat16"]  # without bfloat16 instructions a step could take minutes
-    size = net.size
-    full = gmacs = measure(lambda: create(**net.config | {"size": size})).gmacs
+    full = gmacs = measure(lambda: create(**net.config | {"size": net.size})).gmacs
     inputs = example(pipe, batch)
     quantized = ["int8"] if "int8" in peaks and eligible(net, "int8") else []
     precisions = [*dtypes, *quantized] if precision == "auto" else [precision]
@@ -129,12 +127,11 @@ def bench(
     steps = {}
     if training:
         with console.status("training step"):
-            trained = full if net.gates else gmacs
-            steps = training_times(net, inputs, dtypes, compile, rounds, wait, 6 * batch * trained)
+            flops = 6 * batch * (full if net.gates else gmacs)
+            steps = training_times(net, inputs, dtypes, compile, rounds, wait, flops)
     best = forward[fastest(forward)].seconds
-    presets = {
-        name: {"calls": float(count), "seconds": count * best / batch} for name, count in preset_calls(pipe).items()
-    }
+    calls = preset_calls(pipe)
+    presets = {name: {"calls": float(count), "seconds": count * best / batch} for name, count in calls.items()}
     limit = limited_by(net, forward, peaks, bandwidth, 2 * batch * gmacs)
     return Bench(describe(str(device)), batch, gmacs, peaks, bandwidth, forward, steps, presets, limit)
 

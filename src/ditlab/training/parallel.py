@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from ditlab.backbones import Backbone
-from ditlab.config.sections import Parallel
+from ditlab.config.parallel import Parallel
 from ditlab.core.device import pick_device, process_place
 from ditlab.core.errors import InputError, RunError
 from ditlab.core.units import counted

@@ -26,19 +26,15 @@ from ditlab.core.units import sides_of
 from ditlab.core.values import EIGHT_BITS
 from ditlab.data.base import Dataset, ahead, announced, numbered
 from ditlab.data.identity import Stamps
-from ditlab.data.latents.cache import (
-    CAPTIONS,
-    DTYPES,
-    Description,
-    indexed_entries,
-    write_index,
-)
+from ditlab.data.latents.cache import CAPTIONS, indexed_entries, write_index
+from ditlab.data.latents.description import Description
 from ditlab.data.latents.features import FEATURES, ImageFeatures
 from ditlab.data.latents.publish import Published
 from ditlab.data.latents.refresh import EncodedImages, refresh
 from ditlab.data.latents.shards import MOMENTS, Entries, shard_file, write_shard
 from ditlab.data.summary import report_data, report_unreadable
 
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 EXPECTED = 32  # batches before which the files in a store that they need are fetched
 
 

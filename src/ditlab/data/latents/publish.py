@@ -11,7 +11,8 @@ from pathlib import Path
 
 from ditlab.core.errors import InputError
 from ditlab.core.stores import create, join, matching, read_json, upload, write
-from ditlab.data.latents.cache import CAPTIONS, DESCRIPTION, INDEX, Description, describe, index_entry, index_text
+from ditlab.data.latents.cache import CAPTIONS, INDEX, index_entry, index_text
+from ditlab.data.latents.description import DESCRIPTION, Description, describe
 from ditlab.data.latents.refresh import EncodedImages
 from ditlab.data.latents.shards import shard_file
 

@@ -13,12 +13,8 @@ from ditlab.core.stores import StoredFile
 from ditlab.core.units import counted
 from ditlab.data.base import Dataset
 from ditlab.data.identity import Changes, Numbers, Stamps, compare
-from ditlab.data.latents.cache import (
-    INDEX,
-    Description,
-    read_description,
-    write_description,
-)
+from ditlab.data.latents.cache import INDEX
+from ditlab.data.latents.description import Description, read_description, write_description
 from ditlab.data.latents.shards import shard_file, shard_stamps
 
 

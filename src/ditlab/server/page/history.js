@@ -219,11 +219,12 @@ export function connect({ take, again, begin }) {
   $("copy-curl").addEventListener("click", () => copy(curl(shown)));
   $("compare").addEventListener("click", closing((entry) => {
     comparing = entry;
-    say(`Select the other ${isClip(entry.picture) ? "clip" : "image"} in the history`);
+    const other = isClip(entry.picture) ? "clip" : "image";
+    say(`Select the other ${other} in the history`);
   }));
   $("zip").addEventListener("click", saveAll);
   $("forget").addEventListener("click", async () => {
-    await store("readwrite", (pictures) => pictures.clear());
+    await store("readwrite", (images) => images.clear());
     entries = [];
     $("history").replaceChildren();
     count();
