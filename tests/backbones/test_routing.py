@@ -6,6 +6,7 @@ from rich.console import Console
 
 import ditlab
 from ditlab.backbones import create
+from ditlab.backbones.cost import counted_flops
 from ditlab.backbones.routing import depth_at
 from ditlab.checkpoints.published import to_official
 from ditlab.config.reader import parse_recipe
@@ -144,4 +145,17 @@ def test_impossible_settings_are_rejected():
 
 def test_the_cost_is_that_of_all_blocks():
     whole, exiting = (measure(lambda e=e: create("DiT-S/2", exits=e)) for e in ((), (1.0, 0.5)))
-    assert whole == exiting
+    assert whole.gmacs == exiting.gmacs > exiting.average_gmacs
+    assert whole.parameters == exiting.parameters
+
+
+@pytest.mark.parametrize("family", ["DiT", "Skip-DiT", "U-ViT"])
+def test_average_cost_is_that_of_uniform_timesteps(family):
+    options = DEEP | {"name": family, "learn_variance": False, "depth": 5}
+    costs = [measure(lambda exits=exits: create(**options, exits=exits)) for exits in ((), (1.0, 0.6), (0.6,))]
+    assert costs[0].average_gmacs == costs[0].gmacs == costs[1].gmacs == costs[2].gmacs
+    assert costs[1].average_gmacs == pytest.approx((costs[0].gmacs + costs[2].average_gmacs) / 2)
+    net = create(**options, exits=(0.6,)).eval()
+    x, _, labels = net.example(1)
+    assert counted_flops(net, (x, torch.tensor([999.0]), labels)) == round(2e9 * costs[2].average_gmacs)
+    assert costs[2].average_gmacs < costs[0].gmacs

@@ -6,7 +6,7 @@ from statistics import mean
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ditlab.backbones import Backbone
 
@@ -26,9 +26,15 @@ class Cost:
 
 def counted_flops(net: Backbone, inputs: tuple[Any, ...]) -> int:
     """Count the floating-point operations of a forward pass with these inputs."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    on_cpu = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops}  # torch does not count it
+    with FlopCounterMode(display=False, custom_mapping=on_cpu) as counter, torch.no_grad():
         net(*inputs)
     return counter.get_total_flops()
+
+
+def attention_flops(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
+    """Count the operations of attention from the shapes of its inputs."""
+    return int(sdpa_flop_count(query, key, value))
 
 
 def measure(make: Callable[[], Backbone]) -> Cost:

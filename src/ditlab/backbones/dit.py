@@ -131,11 +131,10 @@ class DiT(Backbone):
         self.sequence = condition in ("in-context", "cross-attention")  # condition as tokens [t, y], not as their sum
         self.joined = (1 + (text_length or 1)) if condition == "in-context" else 0
         turn = self.rotation(height // patch, breadth // patch, width // heads, self.joined) if rope else None
-        self.window, grid = window, (height // patch, breadth // patch)
-        if window:
-            check_windows(grid, window, condition)
-        norms = self.norm_weights, self.gated_width(width)
-        style = Style(width, heads, qk_norm, rms_norm, swiglu, turn, *norms, grid, window)
+        places = check_windows((height // patch, breadth // patch), window, condition)
+        norms, self.window = (self.norm_weights, self.gated_width(width)), window
+        style = Style(width, heads, qk_norm, rms_norm, swiglu, turn, *norms, *places)
+
         self.x_embedder = PatchEmbed(patch, channels, width)
         self.t_embedder = TimestepEmbedder(width, frequency_shift)
         self.y_embedder: LabelEmbedder | TextEmbedder
@@ -146,8 +145,8 @@ class DiT(Backbone):
         self.register_buffer("pos_embed", sincos_positions(height // patch, breadth // patch, width))
         self.blocks = nn.ModuleList([block(style) for _ in range(depth)])
         self.final_layer = FinalLayer(style, patch * patch * self.out_channels, adaptive=not self.sequence)
-        tokens = height // patch * (breadth // patch)
-        self.grid_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, tokens * width)) if condition_grid else None
+        outputs = height // patch * (breadth // patch) * width
+        self.grid_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, outputs)) if condition_grid else None
         self.rope, self.head_width = rope, width // heads
         if projectors:
             inner, *out = projectors

@@ -59,12 +59,14 @@ class PseudoShiftedAttention(Attention):
         return x.transpose(3, 4).flatten(2, 5).transpose(1, 2)
 
 
-def check_windows(grid: tuple[int, int], window: int, condition: str) -> None:
-    """Check that windows divide a grid of tokens, and that there are no other tokens.
+def check_windows(grid: tuple[int, int], window: int, condition: str) -> tuple[tuple[int, int], int]:
+    """Check that windows divide a grid of tokens, and that there are no other tokens; returns grid and window.
 
     Raises:
         InputError: they do not, or there are.
     """
+    if window == 0:
+        return grid, window
     if window < 2:
         raise InputError(f"window {window}; give 2 or more, or 0 for attention to all tokens")
     if any(side % window for side in grid):
@@ -77,3 +79,4 @@ def check_windows(grid: tuple[int, int], window: int, condition: str) -> None:
             f"window {window} with condition in-context, whose tokens have no place on the grid; choose adaln-zero, "
             "adaln or cross-attention"
         )
+    return grid, window

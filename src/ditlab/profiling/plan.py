@@ -85,7 +85,7 @@ class Plan:
     batch: int  # images of a process at a time
     parameters: int
     gmacs: float  # of the network for one image
-    average_gmacs: float  # at inference, on average over a schedule; less for dynamic networks
+    average_gmacs: float  # at inference, on average over uniform timesteps; less for dynamic networks and early exit
     memory: dict[str, float]
     peak: float
     capacity: float
