@@ -96,8 +96,7 @@ class Hourglass(Backbone):
         check_positive(depth=depth, heads=heads, patch=patch, outer=min(outer, default=1))
         self.patch, self.outer_patch, self.heads = patch * 2 ** len(outer), patch, heads
         self.check_sizes(width, heads, outer, outer_depth, outer_grids, word_order)
-        h, w = self.grid
-        widths = [*outer, width]
+        (h, w), widths = self.grid, [*outer, width]
         self.stem = nn.Conv2d(channels * patch**2, widths[0], 3, padding=1)
         self.t_embedder = TimestepEmbedder(width)
         if self.text:
@@ -123,8 +122,7 @@ class Hourglass(Backbone):
         self.final_modulation = modulation(width, 2 * widths[0])
         self.head = nn.Conv2d(widths[0], self.out_channels * patch**2, 3, padding=1)
         first = (size[0] // patch, size[1] // patch)
-        length = self.text.length if word_order else 0
-        self.word_images = WordImages(self.text.vocabulary, word_images, first, length) if word_images else None
+        self.word_images = WordImages(self.text, word_images, first, word_order) if word_images else None
         self.word_stem = nn.Conv2d(word_images, widths[0], 1) if word_images else None
         self.initialize()
         number(self.levels())
