@@ -123,6 +123,7 @@ def test_every_number_has_a_range():
         "Evaluation.show",
         "Diffusion.process_options",
         "Data.encoder_options",
+        "Train.encoder_dropout",
         *study,
     }
 

@@ -121,8 +121,8 @@ class Hourglass(Backbone):
         self.grid_modulation = modulation(width, width * h * w) if condition_grid else None
         self.final_modulation = modulation(width, 2 * widths[0])
         self.head = nn.Conv2d(widths[0], self.out_channels * patch**2, 3, padding=1)
-        first, length = (size[0] // patch, size[1] // patch), self.text.length if word_order else 0
-        self.word_images = WordImages(self.text.vocabulary, word_images, first, length) if word_images else None
+        first = (size[0] // patch, size[1] // patch)
+        self.word_images = WordImages(self.text, word_images, first, word_order) if word_images else None
         self.word_stem = nn.Conv2d(word_images, widths[0], 1) if word_images else None
         self.initialize()
         number(self.levels())

@@ -163,28 +163,27 @@ class WordImages(nn.Module):
     word.
 
     Args:
-        vocabulary: number of words; 0 for a network that does not read numbers of words.
+        shape: the text condition.
         channels: C.
         grid: height and width.
-        length: largest number of words, for a learned code (C,) of the position of each word, by which its image is
-            multiplied before the images are summed; 0 is the sum without order.
+        ordered: multiply the image of each word by a learned code (C,) of its position before the images are summed.
 
     Raises:
         InputError: negative channels, or a network without numbers of words.
     """
 
-    def __init__(self, vocabulary: int, channels: int, grid: tuple[int, int], length: int = 0) -> None:
+    def __init__(self, shape: TextShape, channels: int, grid: tuple[int, int], ordered: bool = False) -> None:
         super().__init__()
         if channels < 0:
             raise InputError(f"word_images {channels}; give 0 or more channels")
-        if not vocabulary:
+        if not shape.vocabulary:
             raise InputError(
                 f"word_images {channels} for a network that does not read numbers of words; give 0, or set the encoder "
                 "words"
             )
         self.shape = (channels, *grid)
-        self.table = nn.Embedding(vocabulary, channels * grid[0] * grid[1])
-        self.codes = nn.Parameter(torch.ones(length, channels)) if length else None
+        self.table = nn.Embedding(shape.vocabulary, channels * grid[0] * grid[1])
+        self.codes = nn.Parameter(torch.ones(shape.length, channels)) if ordered else None
 
     def initialize(self) -> None:
         """Set initial weights N(0, 0.1), which the appearance of a word outweighs after few images of it."""
