@@ -45,5 +45,5 @@ def attend_segments(q: Tensor, k: Tensor, v: Tensor, segments: Segments) -> Tens
         parts = (part[0].transpose(0, 1).contiguous() for part in (q, k, v))  # (N, heads, d)
         out: Tensor = kernel(*parts, ends, ends, longest, longest)
         return out.transpose(0, 1)[None]
-    images = zip(*(part.split(segments.lengths, dim=2) for part in (q, k, v)), strict=True)
+    images = zip(*(torch.split(part, list(segments.lengths), dim=2) for part in (q, k, v)), strict=True)
     return torch.cat([attend(*image) for image in images], dim=2)
