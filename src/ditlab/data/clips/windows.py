@@ -17,7 +17,7 @@ class Window(NamedTuple):
     """Number of the file in the source."""
     first: int
     """Position of the first frame of the part, at the frame rate of the clips."""
-    positions: int
+    available: int
     """Number of frames of the part."""
     frames: int
     """Number of frames of the clip; the file is too short if the part has fewer."""
@@ -60,8 +60,8 @@ def windows(file: int, header: ClipHeader | None, timing: Timing, native: Native
 
 def notes(cut: Sequence[Window], timing: Timing, native: Native) -> list[str]:
     """What the lengths are, and which share of the frames no clip shows at a time, one line each."""
-    known = [window for window in cut if window.positions]
-    lost = 1 - sum(window.frames for window in known) / sum(window.positions for window in known)
+    known = [window for window in cut if window.available]
+    lost = 1 - sum(window.frames for window in known) / sum(window.available for window in known)
     files = len({window.file for window in known})
     *others, last = map(str, lengths(timing, native))
     possible = f"{', '.join(others)} or {last}" if others else last
