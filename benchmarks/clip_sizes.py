@@ -73,7 +73,7 @@ def buckets() -> None:
     work = np.array([n * found.cost(size) for n, size in zip(found.batches(BATCH), found.sizes, strict=True)])
     times = np.array(found.counts) / np.array(found.batches(BATCH))  # batches of each bucket in an epoch
     mean = (work * times).sum() / times.sum()
-    lost = 1 - int(frames.sum()) / sum(window.count for window in cut)
+    lost = 1 - int(frames.sum()) / sum(window.available for window in cut)
     print(
         f"{len(cut):,} clips from {FILES:,} files in {len(found.sizes)} buckets; padding 0 %; tokens of a batch "
         f"{work.min() / mean - 1:+.1%} to {work.max() / mean - 1:+.1%} from the mean, "
