@@ -42,7 +42,8 @@ def test_versions_stand_beside_each_other(tmp_path):
     pytest.importorskip("mike")
     pytest.importorskip("mkdocstrings")
     clone = tmp_path / "clone"
-    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # mike calls mkdocs
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1", "PATH": programs}
     for kind in ("AUTHOR", "COMMITTER"):
         environment |= {f"GIT_{kind}_NAME": "a", f"GIT_{kind}_EMAIL": "a@example.com"}
     subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
