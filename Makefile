@@ -27,7 +27,7 @@ docs: $(VENV)/.docs
 # Adds the site of one version to the branch gh-pages of this clone, beside those of other versions; needs no network.
 docs-version: $(VENV)/.docs
 	test -n "$(VERSION)" # make docs-version VERSION=0.1 ALIAS=latest
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mike deploy --update-aliases "$(VERSION)" $(ALIAS)
+	NO_MKDOCS_2_WARNING=1 PATH="$(abspath $(BIN)):$$PATH" $(BIN)/mike deploy --update-aliases "$(VERSION)" $(ALIAS)
 	$(if $(ALIAS),$(BIN)/mike set-default "$(ALIAS)")
 
 package: $(VENV)/.dev

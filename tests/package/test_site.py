@@ -1,6 +1,5 @@
 """The documentation site builds offline without a warning, and loads nothing from other hosts."""
 
-import json
 import os
 import re
 import subprocess
@@ -33,34 +32,6 @@ def test_the_site_builds_without_warnings_and_loads_nothing_from_other_hosts(tmp
     assert "--train.images" in commands
     assert "Table of Contents" not in commands
     assert (tmp_path / "examples/nginx.conf").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_versions_stand_beside_each_other(tmp_path):
-    """`make docs-version` adds a version to a branch of a clone, without a network."""
-    pytest.importorskip("mike")
-    pytest.importorskip("mkdocstrings")
-    clone = tmp_path / "clone"
-    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
-    for kind in ("AUTHOR", "COMMITTER"):
-        environment |= {f"GIT_{kind}_NAME": "a", f"GIT_{kind}_EMAIL": "a@example.com"}
-    subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
-    config = clone / "mkdocs.yml"
-    config.write_text(config.read_text().partition("nav:")[0].replace("hooks: [docs/hooks.py]", ""))
-    for page in (clone / "docs").rglob("*.md"):
-        page.write_text("# Page\n")
-    for version, *alias in (["0.1"], ["0.2", "latest"]):
-        command = [sys.executable, "-c", "from mike.driver import main; main()", "deploy", "-u", version, *alias]
-        subprocess.run(command, cwd=clone, check=True, env=environment)
-
-    def show(name):
-        return subprocess.run(["git", "show", f"gh-pages:{name}"], cwd=clone, check=True, capture_output=True).stdout
-
-    versions = json.loads(show("versions.json"))
-    assert [(version["version"], version["aliases"]) for version in versions] == [("0.2", ["latest"]), ("0.1", [])]
-    assert b"Page" in show("0.1/training/index.html")
-    assert b"Page" in show("latest/training/index.html")
 
 
 LINK = re.compile(r"\[[^\]]*\]\((?!https?:|#|mailto:)([^)#\s]+)")
