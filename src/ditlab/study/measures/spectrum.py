@@ -32,7 +32,7 @@ def as_grid(output: Tensor) -> Tensor | None:
     """
     if output.ndim == 3:
         side = isqrt(output.shape[1])
-        output = torch.unflatten(output[:, output.shape[1] - side * side :], 1, (side, side))
+        output = output[:, output.shape[1] - side * side :].reshape(len(output), side, side, -1)
     if output.ndim != 4:
         return None
     grid = output.movedim(-1, 1) if output.shape[1] == output.shape[2] else output
