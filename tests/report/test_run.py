@@ -18,9 +18,10 @@ from ditlab.config.reader import parse_recipe
 from ditlab.config.sections import Train
 from ditlab.core.errors import InputError
 from ditlab.core.io import held
+from ditlab.inference.optimize.timing import CLOCKS
 from ditlab.report.html import figure, page
 from ditlab.report.run import Progress, blocks, progress, read_metrics, sparkline, view, write_report
-from ditlab.training import loop, train
+from ditlab.training import train
 from ditlab.training.trackers import flat
 
 QUIET = Console(quiet=True)
@@ -111,7 +112,7 @@ class Clock:
 
 
 def test_a_run_with_a_time_ends_with_it_and_keeps_it_when_it_is_paused(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(loop, "time", Clock())
+    monkeypatch.setitem(CLOCKS, "wall", Clock().monotonic)
     settings = TINY | {
         "optim": {"lr": 1e-3, "schedule": "linear"},
         "train": TINY["train"] | {"images": 10**9, "minutes": 0.2, "save_every": 1024, "preview_every": 1024},

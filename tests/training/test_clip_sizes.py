@@ -53,7 +53,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 def test_images_and_clips_train_together_and_resume_with_the_same_bits(clips: Path, tmp_path: Path) -> None:
     said = train(clips, tmp_path / "whole", 64)
-    assert "4 videos of 3 sizes from 1x20x12 to 8x16x16 pixels, gray" in said
+    assert "4 clips of 3 sizes from 1x20x12 to 8x16x16 pixels, gray" in said
     assert "batches (images): 32 of 1x20x12 (1), 16 of 4x12x20 (1), 8 of 8x16x16 (2)" in said
     for images in (24, 64):
         train(clips, tmp_path / "run", images)

@@ -2,7 +2,6 @@ import pytest
 import torch
 from helpers import tiny_pipeline
 
-import ditlab.inference.pipeline
 from ditlab.backbones import create
 from ditlab.inference.optimize import modulation
 from ditlab.inference.optimize.modulation import Table, tabulated
@@ -67,5 +66,5 @@ def test_samplers_use_times_of_their_schedule_only(sampler, monkeypatch):
     pipe = tiny_pipeline()
     options = {"seeds": [3, 4], "num_inference_steps": 4, "sampler": sampler, "guidance_scale": 2.0}
     quick = pipe([0, 2], output_type="latent", **options).images
-    monkeypatch.setattr(ditlab.inference.base, "tabulated", lambda net, clock, labels: net)
+    monkeypatch.setattr("ditlab.inference.extras.tabulated", lambda net, clock, labels: net)
     assert torch.allclose(quick, pipe([0, 2], output_type="latent", **options).images, atol=1e-5)
