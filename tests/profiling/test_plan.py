@@ -21,6 +21,12 @@ FINE_TUNING = ("finetune-dit-xl2", "finetune-dit-xl2-lora")
 SMALL = {"model": {"name": "DiT", "width": 64, "depth": 4, "heads": 2, "patch": 2}, "train": {"batch": 32}}
 
 
+@pytest.fixture(autouse=True)
+def no_proposals(monkeypatch):
+    """The search for the cheapest settings, which test_settings.py tests, takes most of the time of a plan."""
+    monkeypatch.setattr("ditlab.profiling.plan.cheapest", lambda question, sizes: None)
+
+
 def small():
     return create("DiT", size=16, channels=1, classes=3, learn_variance=False, width=64, depth=4, heads=2, patch=2)
 
