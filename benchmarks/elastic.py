@@ -61,6 +61,8 @@ class Result:
     seconds_to_return: float = 0.0  # from the start of the lost host to a line of metrics with both hosts
     lost_steps: int = 0  # between the last line of metrics before the loss and the checkpoint that the run went back to
     difference: float = 0.0  # of all weights together, relative to the undisturbed run
+    effective_difference: float = 0.0  # the same without the biases of keys, which change no output
+    largest_tensor_difference: float = 0.0  # of the tensor that differs most, without the biases of keys
     largest_loss_difference: float = 0.0  # of a line of metrics, relative
     lines: int = 0
 
@@ -172,12 +174,28 @@ def disturbed(run: Path, words: list[str], network: Network, log: Path, result: 
 def compare(run: Path, whole: Path, result: Result) -> None:
     """Compare weights and all lines of metrics with those of the undisturbed run."""
     ours, theirs = (load_file(checkpoints(folder)[-1] / "raw.safetensors") for folder in (run, whole))
-    a, b = (torch.cat([tensors[name].flatten() for name in theirs]) for tensors in (ours, theirs))
-    result.difference = float((a - b).norm() / b.norm())
+    result.difference = relative(*([tensors[name] for name in theirs] for tensors in (ours, theirs)))
+    a, b = (dict(sorted(without_key_biases(tensors).items())) for tensors in (ours, theirs))
+    result.effective_difference = relative(list(a.values()), list(b.values()))
+    result.largest_tensor_difference = max(relative([a[name]], [b[name]]) for name in b)
     lines = [{line["images"]: line["loss"] for line in metrics(folder)} for folder in (run, whole)]
     assert lines[0].keys() == lines[1].keys(), "steps are missing or repeated"
     result.lines = len(lines[0])
     result.largest_loss_difference = max(abs(lines[0][seen] / loss - 1) for seen, loss in lines[1].items())
+
+
+def without_key_biases(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Leave out the biases of keys: they add one number to all scores of a query, which softmax ignores."""
+    return {
+        name: torch.cat([value.chunk(3)[0], value.chunk(3)[2]]) if name.endswith("qkv.bias") else value
+        for name, value in tensors.items()
+    }
+
+
+def relative(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
+    """The norm of the difference of some tensors, relative to that of `theirs`, which is at least 0.01."""
+    a, b = (torch.cat([value.flatten() for value in values]) for values in (ours, theirs))
+    return float((a - b).norm() / b.norm().clamp(min=0.01))
 
 
 def main(*, images: int = 300 * BATCH, out: Path | None = None) -> None:

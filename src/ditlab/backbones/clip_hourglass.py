@@ -6,7 +6,7 @@ a frame and then all times. In shapes, B is the batch, T the number of frames of
 N = h w, D its width, q the number of frames of a token, and T' is T, or 1 if all frames have the same condition.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -92,6 +92,8 @@ class ClipHourglass(ClipNetwork):
         self.full, self.head_width = space_time == "full", width // heads
         self.label_tables = () if self.text else self.label_tables
         widths = [*outer, width]
+        for i, (make, arguments) in enumerate(self.rotations(self.grid)):
+            self.register_buffer(f"rotation{i}", make(*arguments), persistent=False)
         style = Style(width, heads, qk_norm=True, rms_norm=False, swiglu=False, rotation=None)
         self.stem = nn.Conv2d(channels * patch_frames * patch**2, widths[0], 3, padding=1)
         self.t_embedder = TimestepEmbedder(width)
@@ -174,15 +176,17 @@ class ClipHourglass(ClipNetwork):
             return t + self.y_embedder(self.texts(condition))[2][:, None]
         return t + self.y_embedder(self.labels(condition)).unsqueeze(1)
 
+    def rotations(self, grid: Grid) -> list[tuple[Callable[..., Tensor], tuple[int, ...]]]:
+        """Return functions, and their arguments, that compute the rotary positions of the attentions of a block."""
+        if self.full:
+            return [(clip_rotations, (*grid, self.head_width, 0))]
+        return [(frame_rotations, (grid.frames, self.head_width)), (rotations, (*grid[1:], self.head_width))]
+
     def tables(self, grid: Grid) -> list[Tensor]:
         """Return the rotary positions of the attentions of a block."""
-        head, device = self.head_width, self.device
-        if self.full:
-            return [table_of(clip_rotations, device, *grid, head, 0)]
-        return [
-            table_of(frame_rotations, device, grid.frames, head),
-            table_of(rotations, device, *grid[1:], head),
-        ]
+        if grid == self.grid:
+            return [self.get_buffer(f"rotation{i}") for i in range(len(self.rotations(grid)))]
+        return [table_of(make, self.device, *arguments) for make, arguments in self.rotations(grid)]
 
     def inner(self, x: Tensor, *context: Any) -> Tensor:
         """Compute all levels on frames (B T, D, h, w); feature caching skips them."""
