@@ -48,7 +48,7 @@ REDUCED = {
         "minutes=30": SETTINGS,
         "count=1000": "count=100",
         "--count 1000": "--count 100",
-        "ditlab train images/ --minutes 30": "ditlab train images/ --images 320",
+        "ditlab train images/ --minutes 30": f"ditlab train images/ {LITTLE}",
         "ditlab train moving-digits": CLIPS,
         "runs/quick --steps 4": "runs/quick --steps 4 --images 256",
     },
