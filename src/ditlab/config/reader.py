@@ -264,8 +264,9 @@ def network_options(arguments: Any, name: str) -> dict[str, Any]:
 
 def option_fields(options: Sequence[Option], others: bool) -> list[tuple[str, Any, Any]]:
     """Make the fields of a dataclass for options; every option may be left out."""
+    panel = PANELS["model"]
     fields: list[tuple[str, Any, Any]] = [
-        (option.name, Annotated[argument_type(option.hint) | None, Parameter(group=PANELS["model"], help=option.help)], None)
+        (option.name, Annotated[argument_type(option.hint) | None, Parameter(group=panel, help=option.help)], None)
         for option in options
     ]
     if others:
