@@ -156,6 +156,8 @@ def test_help_names_all_features_and_metrics(ditlab):
 def test_help_names_the_shipped_recipes(ditlab):
     text = ditlab("train", "--help").out
     assert all(name in text for name in ("digits", "glyphs-32", "own-latent"))
+    panels = "Arguments Parameters Model Diffusion Data Optim Train Distill Parallel Sample"
+    assert re.findall(r"╭─ (\w+)", text) == panels.split()
     assert "families-letters" in ditlab("study", "--help").out
 
 

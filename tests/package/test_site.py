@@ -1,5 +1,6 @@
 """The documentation site builds offline without a warning, and loads nothing from other hosts."""
 
+import json
 import os
 import re
 import subprocess
@@ -32,6 +33,33 @@ def test_the_site_builds_without_warnings_and_loads_nothing_from_other_hosts(tmp
     assert "--train.images" in commands
     assert "Table of Contents" not in commands
     assert (tmp_path / "examples/nginx.conf").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="needs make")
+def test_versions_of_the_site_are_added_to_a_branch(tmp_path, monkeypatch):
+    pytest.importorskip("mike")
+
+    def git(*words):
+        return subprocess.run(["git", *words], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+
+    subprocess.run(["git", "clone", "--quiet", "--depth=1", ROOT.as_uri(), tmp_path], check=True)
+    git("config", "user.name", "a")
+    git("config", "user.email", "a@b")
+    programs = Path(sys.executable).parent
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv/bin").symlink_to(programs)
+    (tmp_path / ".venv/.docs").touch()  # installed
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "src"), prepend=os.pathsep)
+    for version in ("VERSION=dev", "VERSION=0.1 ALIAS=latest"):
+        subprocess.run(["make", "docs-version", *version.split()], cwd=tmp_path, check=True)
+    assert git("ls-tree", "--name-only", "gh-pages").split() == [
+        ".nojekyll", "0.1", "dev", "index.html", "latest", "versions.json"
+    ]  # fmt: skip
+    versions = json.loads(git("show", "gh-pages:versions.json"))
+    assert [(entry["version"], entry["aliases"]) for entry in versions] == [("dev", []), ("0.1", ["latest"])]
+    assert "url=latest/" in git("show", "gh-pages:index.html")
+    assert not git("status", "--short", "--untracked-files=no")
 
 
 LINK = re.compile(r"\[[^\]]*\]\((?!https?:|#|mailto:)([^)#\s]+)")

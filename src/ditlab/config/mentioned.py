@@ -8,7 +8,7 @@ and the message proposes the most similar one.
 import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, get_args
 
 
 def mentioned(arguments: type, tables: Mapping[str, Mapping[str, Any]], words: Sequence[str]) -> type | None:
@@ -40,7 +40,7 @@ def _narrowed(arguments: type, names: frozenset[tuple[str, str]]) -> type:
 
 
 def _fields(section: dataclasses.Field[Any]) -> tuple[dataclasses.Field[Any], ...]:
-    return dataclasses.fields(section.type)  # type: ignore[arg-type]  # a section is a dataclass
+    return dataclasses.fields(get_args(section.type)[0])  # a section is Annotated[a dataclass, its panel]
 
 
 def _default(key: dataclasses.Field[Any]) -> Any:

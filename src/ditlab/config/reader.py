@@ -14,7 +14,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
-from cyclopts import App, CycloptsError, Parameter, ValidationError
+from cyclopts import App, CycloptsError, Group, Parameter, ValidationError
 from cyclopts.config import Dict
 
 from ditlab.config.evaluation import Evaluation, modern_evaluation
@@ -215,10 +215,11 @@ def recipe_arguments(options: tuple[Option, ...] | None = None, others: bool = T
     for section in dataclasses.fields(Recipe):
         kind: Any = section.type
         if section.name == "model":
-            name = ("name", Annotated[str, Parameter(group=GROUP, help=NAME_HELP)], DEFAULT)
+            name = ("name", Annotated[str, Parameter(help=NAME_HELP)], DEFAULT)
             known = model_options() if options is None else options
             kind = _section("Model", [name, *option_fields(known, others)])
-        fields.append((section.name, kind, dataclasses.field(default_factory=kind)))
+        panel = Annotated[kind, Parameter(group=PANELS[section.name])]
+        fields.append((section.name, panel, dataclasses.field(default_factory=kind)))
     return _section("Recipe", fields)
 
 
@@ -227,7 +228,10 @@ def _section(name: str, fields: list[tuple[str, Any, Any]]) -> type:
     return dataclasses.make_dataclass(name, fields, frozen=True, namespace={"__module__": __name__})
 
 
-GROUP = "Model"
+PANELS = {  # of the help text, in the order of the sections
+    section.name: Group.create_ordered(section.name.capitalize(), (section.type.__doc__ or "").partition("\n")[0])
+    for section in dataclasses.fields(Recipe)
+}
 NAME_HELP = "Family and size, such as DiT-XL/2, or package.module:Class."
 
 
@@ -260,8 +264,9 @@ def network_options(arguments: Any, name: str) -> dict[str, Any]:
 
 def option_fields(options: Sequence[Option], others: bool) -> list[tuple[str, Any, Any]]:
     """Make the fields of a dataclass for options; every option may be left out."""
+    panel = PANELS["model"]
     fields: list[tuple[str, Any, Any]] = [
-        (option.name, Annotated[argument_type(option.hint) | None, Parameter(group=GROUP, help=option.help)], None)
+        (option.name, Annotated[argument_type(option.hint) | None, Parameter(group=panel, help=option.help)], None)
         for option in options
     ]
     if others:
