@@ -114,7 +114,30 @@ def test_an_unreadable_file_has_a_size_that_others_have_and_is_listed(folder: Pa
     assert clips.buckets.size_of(broken) == (8, 12, 20)
     clips.check(Console(quiet=True), resumed=False)
     assert clips.skipped.keys() == {"a/broken.webp"}
+    result = survey_clips(clips.source, Timing(8), Console(quiet=True), preprocessing(Preparation(**NATIVE)))  # type: ignore[arg-type]
+    assert {size: bucket.images for size, bucket in result.buckets.items()} == {
+        "2x16x16": 1, "4x16x16": 1, "8x20x12": 1, "8x12x20": 2
+    }  # fmt: skip
     assert levels(clips.fetch(torch.tensor([broken])).x) == [*range(8)]
+
+
+def test_photos_are_clips_of_one_frame_as_they_are_displayed(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x112] = 6  # the camera was held upright
+    Image.new("RGB", (20, 12), (50, 0, 0)).save(tmp_path / "a.jpg", exif=exif)
+    Image.new("RGB", (20, 12), (50, 0, 0)).save(tmp_path / "b.png", exif=exif)
+    (tmp_path / "c.jpeg").write_bytes(b"\xff\xd8\xff")
+    (tmp_path / "d.mp4").write_bytes(b"")
+    (tmp_path / "d.jpg").write_bytes((tmp_path / "a.jpg").read_bytes())
+    settings = Preparation(**NATIVE | {"max_skipped": 1.0})  # type: ignore[arg-type]
+    source = open_source(str(tmp_path), settings)
+    assert source.reading.left_out["image beside a video of the same name"].example == "d.jpg"
+    result = survey_clips(source, Timing(8), Console(quiet=True), preprocessing(settings))
+    assert {size: bucket.images for size, bucket in result.buckets.items()} == {"1x20x12": 2}
+    assert (result.images, result.seconds, result.frames, result.rates) == (2, None, None, {})
+    assert result.unreadable.keys() == {"c.jpeg", "d.mp4"}
+    clips = open_native(tmp_path, max_skipped=1.0)
+    assert [levels(clips.fetch(torch.tensor([i])).x) for i in (0, 1)] == [[5], [5]]
 
 
 def test_every_part_of_a_file_has_a_stamp(folder: Path) -> None:
@@ -131,6 +154,7 @@ def test_the_survey_and_the_notes_state_lengths_and_sizes(folder: Path, tmp_path
         "1x12x20": 1, "2x16x16": 1, "4x16x16": 1, "8x20x12": 1, "8x12x20": 2
     }  # fmt: skip
     assert result.unreadable == {}
+    assert (result.images, result.seconds, result.rates) == (1, (0.3, 0.65, 2.0), {"10": 4})
     assert any(table.title == "batches are of one of these sizes" for table in result.tables())
     assert result.reading.notes == [
         "clips of up to 8 frames, every frame of a file",

@@ -160,12 +160,12 @@ def test_classes_captions_and_what_is_left_out(tmp_path):
     for name in ("walk/a", "walk/b", "run/c"):
         animation(tmp_path / f"{name}.gif", range(4), 100)
     (tmp_path / "walk" / "a.txt").write_text("a red square")
-    (tmp_path / "walk" / "photo.jpg").write_bytes(b"")
+    (tmp_path / "walk" / "notes.md").write_bytes(b"")
     clips = open_clips(tmp_path, frames=4)
     assert isinstance(clips, Clips)
     assert (clips.classes, clips.labels.tolist(), clips.size) == (["run", "walk"], [0, 1, 1], (4, SIDE, SIDE))
     assert [clips.captions(i) for i in range(3)] == [(), ("a red square",), ()]
-    assert clips.reading.left_out["not a clip (.jpg)"].count == 1
+    assert clips.reading.left_out["not a clip (.md)"].count == 1
     assert "3 clips of 4x8x8 pixels, RGB" in Summary.of(clips, "x").lines()[0]
     assert "clips of 4 frames, every frame of a file" in Summary.of(clips, "x").lines()
 

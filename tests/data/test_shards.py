@@ -265,6 +265,13 @@ def test_other_members_are_counted(tmp_path):
     }
 
 
+def test_the_video_of_a_sample_comes_before_its_thumbnail(tmp_path):
+    pytest.importorskip("av")
+    shard = write(tmp_path / "a.tar", [("1.jpg", png()), ("1.mp4", b""), ("2.webp", png()), ("2.mp4", b"")])
+    clips = open_source(str(shard), Preparation(frames=4))
+    assert names(clips) == ["1.mp4", "2.mp4"]
+
+
 def test_a_cached_listing_depends_on_the_settings_and_on_its_format(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(module, "KEEP_LISTING_FROM", 1)

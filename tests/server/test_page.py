@@ -588,7 +588,7 @@ def test_clips_play_in_a_loop_and_are_scrubbed(page):
     page.locator("#history button").first.click()
     detail.locator(".number").filter(has_text="/ 4").wait_for()
     assert page.locator("#detail-other-clip").is_visible()
-    assert page.locator("#slider-text").inner_text() == "Left: this image. Right: the other image."
+    assert page.locator("#slider-text").inner_text() == "Left: this clip. Right: the other clip."
 
 
 def test_clips_do_not_start_by_themselves_if_motion_is_reduced(page):

@@ -337,12 +337,13 @@ def encode_images(
         if done.entries is None
         else f"{counted(done.entries, 'entry')} in {options.upload or out}"
     )
+    what = noun_of(dataset.size)
     if dataset.skipped:
-        state += f"; {counted(len(dataset.skipped), 'image')} could not be read: {out / 'skipped.csv'}"
+        state += f"; {counted(len(dataset.skipped), what)} could not be read: {out / 'skipped.csv'}"
     speed = ""
     if done.images:
-        speed = f" at {done.images / done.seconds:,.1f}/s, waiting for images {done.waited:.1%} of the time"
-    say(f"encoded {counted(done.images, 'image')}{speed}; {state}")
+        speed = f" at {done.images / done.seconds:,.1f}/s, waiting for {what}s {done.waited:.1%} of the time"
+    say(f"encoded {counted(done.images, what)}{speed}; {state}")
 
 
 def image_features(options: Encoding) -> "ImageFeatures | None":

@@ -198,8 +198,8 @@ def read_given(pairs: Sequence[str]) -> dict[int, Any]:
 
     images: dict[int, Any] = {}
     for pair in pairs:
-        place, separator, file = pair.partition("=")
-        if not separator or not (place == "last" or place.removeprefix("-").isdecimal()):
+        place, _, file = pair.partition("=")
+        if not file or not (place == "last" or place.removeprefix("-").isdecimal()):
             raise InputError(f"--given {pair}; give INDEX=FILE, such as 0=first.png or last=end.png")
         index = -1 if place == "last" else int(place)
         if index in images:

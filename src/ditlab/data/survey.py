@@ -142,12 +142,14 @@ def buckets_of(sizes: Sequence[Size], native: Native) -> dict[str, Bucket]:
     return contents_of(Buckets.nearest(sizes, native))
 
 
-def contents_of(buckets: Buckets) -> dict[str, Bucket]:
-    """The images or clips of each bucket, by its size."""
+def contents_of(buckets: Buckets, readable: torch.Tensor | None = None) -> dict[str, Bucket]:
+    """The images or clips of each bucket, by its size; of these only the `readable` ones (N,) bool, if it is given."""
     losses = torch.tensor(buckets.losses)
+    members = [images if readable is None else images[readable[images]] for images in buckets.members]
     return {
         sides_of(size): Bucket(len(images), float(losses[images].mean()), float(losses[images].max()))
-        for size, images in zip(buckets.sizes, buckets.members, strict=True)
+        for size, images in zip(buckets.sizes, members, strict=True)
+        if len(images)
     }
 
 

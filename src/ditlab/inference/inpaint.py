@@ -230,6 +230,7 @@ def read_image(
     limit: int = PIXELS,
     formats: tuple[str, ...] = (*FORMATS, "TIFF"),
     size: tuple[int, int] | None = None,
+    what: str = "the image",
 ) -> Image.Image:
     """Read and decode an image file.
 
@@ -238,11 +239,12 @@ def read_image(
         limit: largest number of pixels, because a small file may decode to billions.
         formats: accepted formats, with Pillow's names.
         size: height and width to which the image will be resized; an image that is too narrow is not decoded.
+        what: what messages call an open file.
 
     Raises:
         InputError: the file does not exist, is no image, or has too many pixels.
     """
-    name = file if isinstance(file, Path) else "the image"
+    name = file if isinstance(file, Path) else what
     try:
         image = Image.open(file, formats=formats)
         if image.width * image.height > limit:

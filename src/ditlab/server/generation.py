@@ -255,7 +255,7 @@ def start_frames(pipe: BasePipeline, request: GenerationRequest, most: int, size
     files = request.given_files()
     images: dict[int, Image] = {}
     for number, content in (files or {}).items():
-        images[number] = read_picture(io.BytesIO(content), most, FORMATS)
+        images[number] = read_picture(io.BytesIO(content), most, FORMATS, what=f"given frame {number}")
         with width_first_messages():  # at once, so that no other large image is decoded
             check_frame((images[number].height, images[number].width), number, size)
     with width_first_messages():

@@ -17,6 +17,6 @@ class ClipHeader:
     variable: bool = False
     """Whether the frames are not evenly spaced in time."""
     timed: bool = True
-    """Whether the file says when its frames are shown; a folder of frames does not."""
+    """Whether the file says when its frames are shown; a folder of frames and an image do not."""
     still: bool = False
     """Whether it is an image, whose duration means nothing."""

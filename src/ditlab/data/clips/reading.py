@@ -42,8 +42,9 @@ def read_clip_header(file: ClipFile) -> ClipHeader:
     shortest = min(lengths)
     uneven = any(abs(length - round(length / shortest) * shortest) > SPREAD * shortest for length in lengths)
     with Image.open(io.BytesIO(content)) as image:
-        size, gray = (image.height, image.width), is_gray(image) and not image.has_transparency_data
-    return ClipHeader(size, gray, sum(lengths) / 1000, 1000 / shortest, uneven, still=lengths == [INSTEAD])
+        size, gray = displayed_size(image), is_gray(image) and not image.has_transparency_data
+    still = lengths == [INSTEAD]
+    return ClipHeader(size, gray, sum(lengths) / 1000, 1000 / shortest, uneven, timed=not still, still=still)
 
 
 def clip_frames(file: ClipFile, header: ClipHeader, times: Sequence[float]) -> Iterator[Image.Image]:
@@ -63,7 +64,7 @@ def clip_frames(file: ClipFile, header: ClipHeader, times: Sequence[float]) -> I
 
 
 def animation(file: Path | BinaryIO) -> bytes | None:
-    """The content of a GIF, WebP or PNG file; None for other files."""
+    """The content of a GIF, WebP, PNG or JPEG file; None for other files."""
     if isinstance(file, Path):
         with file.open("rb") as opened:
             return animation(opened)

@@ -1,5 +1,7 @@
 """Durations of the frames of GIF, WebP and APNG files, from their headers; Pillow would have to decode the frames.
 
+A JPEG file is an image, which has none.
+
 Writers of these formats merge equal frames, so that their number says nothing about time.
 """
 
@@ -10,7 +12,7 @@ SHORTEST, INSTEAD = 10, 100
 
 
 def durations(content: bytes) -> list[int]:
-    """Milliseconds for which each frame of a GIF, WebP or PNG file is shown. A still image has one frame.
+    """Milliseconds for which each frame of a GIF, WebP, PNG or JPEG file is shown. A still image has one frame.
 
     Raises:
         ValueError: the file is damaged.
@@ -74,5 +76,6 @@ READERS: dict[bytes, Callable[[bytes], Iterator[int]]] = {
     b"GIF8": of_gif,
     b"RIFF": of_webp,
     b"\x89PNG": of_png,
+    b"\xff\xd8\xff": lambda content: iter(()),  # JPEG
 }
 """First bytes of a file -> what reads its durations."""

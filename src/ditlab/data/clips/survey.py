@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 import torch
 from PIL import ImageOps
 from rich.console import Console
@@ -41,9 +42,10 @@ class ClipSurvey:
 
     clips: int
     classes: dict[str, int]  # readable clips of each class
+    images: int  # files with one frame that is shown for no certain time
     seconds: tuple[float, float, float] | None  # durations of the files: min, median, max; None for folders of frames
     frames: tuple[float, float, float] | None  # lengths of folders of frames: min, median, max; None for other files
-    rates: dict[str, int]  # frames per second -> clips, most frequent first; empty for folders of frames
+    rates: dict[str, int]  # frames per second -> clips, most frequent first; without images and folders of frames
     sizes: dict[str, int]  # HEIGHTxWIDTH -> clips, most frequent first
     variable: int  # clips of variable frame rate
     unreadable: dict[str, str]  # name -> reason; also those with fewer frames than a clip
@@ -60,6 +62,8 @@ class ClipSurvey:
         for note in self.reading.notes:
             summary.add_row("note", cell(note))
         summary.add_row("unreadable or too short", f"{len(self.unreadable):,}")
+        if self.images:
+            summary.add_row("images", f"{self.images:,}")
         for name, values in (("seconds", self.seconds), ("frames", self.frames)):
             if values is not None:
                 summary.add_row(f"{name}, min / median / max", " / ".join(f"{value:.3g}" for value in values))
@@ -104,23 +108,28 @@ def survey_clips(
     if sheet is not None:
         write_sheet(clips, readable, sheet)
     headers = [clips.headers.found[i] for i in readable]
-    lengths = sorted(header.duration for header in headers)
-    range_of_lengths = (lengths[0], median(lengths), lengths[-1])
-    timed = headers[0].timed  # a source has files of one kind
     counts = Counter(source.labels[readable].tolist())
     return ClipSurvey(
         clips=len(source),
         classes={name: counts[i] for i, name in enumerate(source.classes)},
-        seconds=range_of_lengths if timed else None,
-        frames=None if timed else range_of_lengths,
+        images=sum(header.still for header in headers),
+        seconds=range_of([header.duration for header in headers if header.timed]),
+        frames=range_of([header.duration for header in headers if not header.timed and not header.still]),
         rates=dict(Counter(f"{header.rate:.4g}" for header in headers if header.timed).most_common()),
         sizes=dict(Counter("{}x{}".format(*header.size) for header in headers).most_common()),
         variable=sum(header.variable for header in headers),
         unreadable=clips.skipped,
         reading=clips.reading,
         captions=CaptionStatistics.of(source),
-        buckets={} if clips.buckets is None else contents_of(clips.buckets),
+        buckets={}
+        if clips.buckets is None
+        else contents_of(clips.buckets, torch.from_numpy(np.isin(clips.files, readable))),
     )
+
+
+def range_of(values: list[float]) -> tuple[float, float, float] | None:
+    """Minimum, median and maximum; None if there are no values."""
+    return (min(values), median(values), max(values)) if values else None
 
 
 def none_is_readable(clips: Clips) -> str:

@@ -24,8 +24,9 @@ SUFFIXES = (
 )  # fmt: skip
 """Suffixes of image files. Of two files of one sample in a tar shard, the one whose suffix comes first is the image."""
 ANIMATIONS = (".gif", ".webp", ".apng", ".png")
+PHOTOS = (".jpg", ".jpeg", ".jpe", ".jfif")
 VIDEOS = (".mp4", ".webm", ".mov", ".m4v", ".mkv", ".avi")
-"""Suffixes of clips: animations, which Pillow reads, and videos, which need PyAV."""
+"""Suffixes of clips: animations and images, which Pillow reads, and videos, which need PyAV."""
 PLUGINS = {".heic": "pillow-heif", ".heif": "pillow-heif", ".jxl": "pillow-jxl-plugin"}
 """Suffixes that Pillow reads if a package is installed."""
 SYSTEM = frozenset({"@eadir", "__macosx", "lost+found", "#recycle", "@recycle", "$recycle.bin", "thumbs.db",
@@ -44,7 +45,11 @@ OUTPUTS = (
 SHEETS = frozenset({"grid.png", "trajectory.gif"})
 """Files in a folder of generated images that show several of them."""
 HIDDEN, CLUTTER, OURS, CLOSED = "hidden", "system file or folder", "written by ditlab", "cannot be opened"
-BESIDE = "array beside an image of the same name"
+COMPANIONS = {
+    "array beside an image of the same name": ((".npy",), (*SUFFIXES, *PLUGINS)),
+    "image beside a video of the same name": (PHOTOS, VIDEOS),
+}
+"""Reason to leave a file out -> its suffixes, and those of the file that it belongs to."""
 COMPRESSED = re.compile(r"\.(tar\.(gz|bz2|xz|zst)|tgz|tbz2?|txz)$", re.IGNORECASE)
 
 
@@ -71,7 +76,7 @@ def suffix_of(name: str) -> str:
 def wanted(clips: bool) -> frozenset[str]:
     """Suffixes of the files that are read: clips, or images that can be read here."""
     if clips:
-        return frozenset(ANIMATIONS + (VIDEOS if has_pyav() else ()))
+        return frozenset(ANIMATIONS + PHOTOS + (VIDEOS if has_pyav() else ()))
     return readable()
 
 
@@ -178,7 +183,7 @@ def read_folder(
             texts.add(name)
         else:
             others.append(name)
-    _leave_out_arrays(result, reading, prefix)
+    _leave_out_companions(result, reading, prefix)
     if ours:
         sheets = SHEETS & {*result.images}
         result.images = [name for name in result.images if name not in sheets]
@@ -195,16 +200,18 @@ def read_folder(
     return result
 
 
-def _leave_out_arrays(entries: Entries, reading: Reading, prefix: str) -> None:
-    """Leave out arrays that belong to an image, such as masks."""
-    arrays = [name for name in entries.images if name[-4:].lower() == ".npy"]
-    if not arrays:
-        return
-    images = {os.path.splitext(name)[0] for name in {*entries.images}.difference(arrays)}
-    beside = {name for name in arrays if os.path.splitext(name)[0] in images}
-    for name in sorted(beside):
-        reading.leave_out(utf8_name(prefix + name), BESIDE)
-    entries.images = [name for name in entries.images if name not in beside]
+def _leave_out_companions(entries: Entries, reading: Reading, prefix: str) -> None:
+    """Leave out files that belong to another one, such as masks and thumbnails."""
+    for reason, (companions, owners) in COMPANIONS.items():
+        if not (others := {name for name in entries.images if name.lower().endswith(companions)}):
+            continue
+        stems = {
+            os.path.splitext(name)[0] for name in entries.images if name not in others and name.lower().endswith(owners)
+        }
+        beside = {name for name in others if os.path.splitext(name)[0] in stems}
+        for name in sorted(beside):
+            reading.leave_out(utf8_name(prefix + name), reason)
+        entries.images = [name for name in entries.images if name not in beside]
 
 
 def _visible(folders: list[str], reading: Reading, prefix: str) -> list[str]:

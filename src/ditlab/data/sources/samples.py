@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from ditlab.data.reading import Reading
 from ditlab.data.sources.columns import IMAGES
-from ditlab.data.sources.files import SUFFIXES
+from ditlab.data.sources.files import SUFFIXES, VIDEOS
 from ditlab.data.sources.shards import Image
 
 KIND = re.compile(r"[^\W\d][\w-]*")
@@ -102,8 +102,9 @@ def images_of_sample(group: list[Member], kinds: set[str]) -> list[Member]:
 
 
 def rank(member: Member) -> int:
-    """The position of a suffix: photos before other images and arrays."""
-    return SUFFIXES.index(member.suffix) if member.suffix in SUFFIXES else len(SUFFIXES)
+    """The position of a suffix: videos before photos, and those before other images and arrays."""
+    ranks = (*VIDEOS, *SUFFIXES)
+    return ranks.index(member.suffix) if member.suffix in ranks else len(ranks)
 
 
 def split_names(images: list[Image]) -> list[Member]:

@@ -129,8 +129,9 @@ function besides(entry) {
   comparing = null;
   say("");
   open(first);
+  const shape = isClip(first.picture) ? "clip" : "image";
   $("detail-title").textContent = `${described(first.settings)} / ${described(entry.settings)}`;
-  beside(entry.picture, described(entry.settings), "Left: this image. Right: the other image.");
+  beside(entry.picture, described(entry.settings), `Left: this ${shape}. Right: the other ${shape}.`);
   settings([first, entry]);
   play([first, entry]);
   $("slider").focus();
