@@ -140,7 +140,7 @@ class TestClips:
             ({"given": {"0": "?"}}, "given frame 0 is not base64; encode the content of the file as base64"),
             ({"given": {"0": "data:image/png,x"}},
              "given frame 0 is not base64; encode the content of the file as base64"),
-            ({"given": {"0": as_base64(b"x")}}, "the image cannot be read as PNG, JPEG, WEBP, BMP, GIF; give another"),
+            ({"given": {"0": as_base64(b"x")}}, "given frame 0 cannot be read as PNG, JPEG, WEBP, BMP, GIF; give another"),
             ({"given": {"1": gray_frame(0, 12, 8)[1]}},
              "frame 1 has 12x8 pixels (width x height), and the clip 8x8; resize it first"),
             ({"overlap": 2}, "overlap is 2, which has no effect without frames; give frames too"),
