@@ -11,7 +11,8 @@ from pathlib import Path
 
 from hatchling.metadata.plugin.interface import MetadataHookInterface
 
-LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:|#)([^)]*)\)")
+IMAGE = r"!\[[^\]]*\]\([^)]*\)"  # a badge is an image in the text of a link
+LINK = re.compile(rf"(!?)\[((?:{IMAGE}|[^\]])*)\]\((?!https?:|#)([^)]*)\)")
 PAGES = {"Documentation": "docs/index.md", "Changelog": "CHANGELOG.md"}
 
 
