@@ -8,6 +8,8 @@ from helpers import tiny_pipeline
 
 import ditlab
 from ditlab.core.errors import InputError
+from ditlab.core.weights import read_tensors, write_tensors
+from ditlab.inference.adapters import SETTINGS, UPDATES
 
 peft = pytest.importorskip("peft")
 
@@ -52,6 +54,22 @@ def test_peft_reads_it(trained):
         expected = run.net(*example)
         model = peft.PeftModel.from_pretrained(source.net, str(trained / "adapter"))
         assert torch.allclose(model(*example), expected, atol=1e-5)
+
+
+def test_a_second_device_has_the_adapter_too(trained):
+    pipe = ditlab.load(trained / "source", guidance_device="cpu").with_adapter(trained / "adapter")
+    assert close(weights(pipe.second), weights(ditlab.load(trained / "run")))
+
+
+def test_half_of_a_pair_is_an_error(trained, tmp_path):
+    tensors = read_tensors(trained / "adapter" / UPDATES)
+    first = next(key for key in tensors if ".lora_A." in key)
+    (tmp_path / SETTINGS).write_text((trained / "adapter" / SETTINGS).read_text())
+    for odd in ({first: None}, {first.replace("lora_A", "lora_B"): None}, {first: tensors[first][:1]}):
+        changed = {key: value for key, value in (tensors | odd).items() if value is not None}
+        write_tensors({key: value.contiguous() for key, value in changed.items()}, tmp_path / UPDATES)
+        with pytest.raises(InputError, match=r"has no pair of matrices for blocks|lora_B.weight .* has no such"):
+            ditlab.load(trained / "source").with_adapter(tmp_path)
 
 
 def test_what_is_no_adapter_of_the_model_is_an_error(trained, tmp_path):

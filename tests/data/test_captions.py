@@ -6,13 +6,15 @@ import tarfile
 from dataclasses import asdict
 
 import pytest
+import torch
 from PIL import Image
 from rich.console import Console
 
 from ditlab.autoencoders.patch import Patch
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
-from ditlab.data import open_dataset
+from ditlab.data import InMemory, open_dataset
+from ditlab.data.images import write_folder
 from ditlab.data.latents.encode import encode
 from ditlab.data.sources import open_source
 from ditlab.data.summary import Summary
@@ -62,6 +64,21 @@ def test_metadata_with_several_rows_lists_and_columns(tmp_path):
     dataset = open_dataset(str(folder))
     assert [dataset.captions(i) for i in range(3)] == [("a, b", "c"), (), ()]
     assert "captions of 1 image from column text of metadata.csv" in dataset.reading.notes
+
+
+def test_exported_images_keep_their_captions(tmp_path):
+    lines = [{"file_name": "0.png", "text": ["one", "two"]}, {"file_name": "2.png", "text": "three"}]
+    folder = save_images(tmp_path / "data")
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (folder / "1.png").write_bytes(b"no image")
+    assert write_folder(open_dataset(str(folder)), tmp_path / "flat", 9) == 2
+    assert all_captions(tmp_path / "flat") == [("one", "two"), ("three",)]
+    classes = InMemory(torch.zeros(3, 1, 4, 4, dtype=torch.uint8), torch.tensor([1, 0, 1]), ["a", "b"])
+    classes.texts = ["x", None, ["y", "z"]]
+    write_folder(classes, tmp_path / "classes", 3)
+    exported = open_dataset(str(tmp_path / "classes"))
+    assert (exported.classes, exported.labels.tolist()) == (["a", "b"], [0, 1, 1])
+    assert all_captions(tmp_path / "classes") == [(), ("x",), ("y", "z")]
 
 
 def test_a_caption_that_is_no_text(tmp_path):

@@ -103,6 +103,15 @@ def test_steps_are_yielded_and_called_back(pipe):
     assert torch.equal(steps[-1].x, seen[2].x)
 
 
+def test_a_callback_with_other_arguments_is_an_error(pipe):
+    for callback, message in (
+        (lambda pipe, i, t, values: values, "is called with one argument, a Step with i, t, x and x0, which your func"),
+        (3, "callback_on_step_end is a int; give a function of a Step"),
+    ):
+        with pytest.raises(InputError, match=message):
+            pipe(0, steps=1, callback_on_step_end=callback)
+
+
 def test_sampling_leaves_modes_alone(pipe):
     pipe.net.train()
     steps = pipe.steps(0, num_inference_steps=2)

@@ -49,6 +49,10 @@ def test_models_and_settings_without_a_second_half(folder, tmp_path):
         ditlab.load(folder, device="cpu", guidance_device="cpu")(0, reuse=2, **OPTIONS)
     line = "reuse is 2, which does not work with guidance on two devices; leave out reuse, or guidance_device"
     assert str(error.value) == line
+    with pytest.raises(
+        InputError, match=r"reuse_error is 0\.1, which does not work with guidance on two devices; leave"
+    ):
+        ditlab.load(folder, device="cpu", guidance_device="cpu")(0, reuse_error=0.1, **OPTIONS)
     for name, pipe, reason in (
         ("free", tiny_pipeline(classes=0), "is unconditional"),
         ("guided", tiny_pipeline(objective=Guided(guidance=(2.0, 2.0))), "has its guidance built in"),

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import ditlab
 from ditlab.core.errors import InputError
 from ditlab.data import from_torch
 from ditlab.training import setup
+from ditlab.training.callbacks import check_callbacks
 
 QUIET = Console(quiet=True)
 TABLES = {
@@ -42,6 +44,9 @@ def test_a_recipe_can_be_tables_a_file_or_a_recipe(tmp_path):
     assert recipe.model.qk_norm is None  # of the network that was named before
     same = recipe.override({"train": {"seed": 3}})
     assert (same.train.seed, same.model) == (3, recipe.model)
+    assert recipe.override(train={"seed": 3}) == same
+    with pytest.raises(InputError, match="override has the section train twice; give it once"):
+        recipe.override({"train": {"seed": 3}}, train={"seed": 4})
     weights = []
     for name, given in (("tables", TABLES | {"optim": {"lr": 5e-3}}), ("again", TABLES | {"optim": {"lr": 5e-3}})):
         weights.append(ditlab.train(given, tmp_path / name, console=QUIET).net.state_dict())
@@ -172,7 +177,7 @@ class Recorder:
 def test_callbacks_receive_metrics_and_previews(tmp_path):
     recorder = Recorder()
     tables = TABLES | {"train": TABLES["train"] | {"preview_every": 32}}
-    pipe = ditlab.train(tables, tmp_path, callbacks=[recorder, object()], console=QUIET)
+    pipe = ditlab.train(tables, tmp_path, callbacks=[recorder, SimpleNamespace(on_end=str)], console=QUIET)
     assert list(recorder.logged) == [16, 32, 48, 64]
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["loss"] for line in lines] == [values["loss"] for values in recorder.logged.values()]
@@ -192,6 +197,19 @@ def test_a_method_that_is_never_called_is_an_error(tmp_path):
     with pytest.raises(InputError) as caught:
         ditlab.train(TABLES, tmp_path, callbacks=[Odd()], console=QUIET)
     assert str(caught.value).startswith('callback Odd has the method "on_batch"; ')
+
+
+def test_callbacks_that_are_never_called_are_an_error(tmp_path):
+    for callbacks, message in (
+        (
+            [print],
+            "callback builtin_function_or_method has no method of on_step, on_log, on_preview, on_checkpoint, on_e",
+        ),
+        (Recorder(), "callbacks is a Recorder; give a list of objects"),
+    ):
+        with pytest.raises(InputError, match=message):
+            ditlab.train(TABLES, tmp_path / "run", callbacks=callbacks, console=QUIET)
+    check_callbacks([SimpleNamespace(on_end=print, on_gpu=True)])  # on_gpu is no method
 
 
 def test_a_callback_stops_a_run_which_can_be_resumed(tmp_path):

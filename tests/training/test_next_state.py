@@ -17,6 +17,7 @@ from ditlab.diffusion.next_state import NextState
 from ditlab.evaluation.rollouts import RolloutError, rolled_out
 from ditlab.report.fields import comparison
 from ditlab.training import train
+from ditlab.training.distillation import check
 from ditlab.training.losses import batch_losses, make_context
 
 MODEL = {"name": "PDE-Transformer", "width": 8, "heads": 2, "depths": [1, 1, 1], "patch": 1, "window": 2}
@@ -108,8 +109,12 @@ def test_the_command_writes_numbers_and_an_image(folder, tmp_path, capsys):
 
 
 def test_bad_input_is_one_line(pipe):
-    with pytest.raises(InputError, match="25 steps of trajectories with 21 states; give 20 or fewer"):
+    with pytest.raises(InputError, match="25 steps of trajectories with 21 states; give 1 to 20"):
         rolled_out(pipe, open_dataset("waves-8"), 1, 25)
+    with pytest.raises(InputError, match="0 steps of trajectories with 21 states; give 1 to 20"):
+        rolled_out(pipe, open_dataset("waves-8"), 1, 0)
+    with pytest.raises(InputError, match="predicts the next state of a field and does not generate from noise"):
+        check(pipe, "runs/fields", 1, None, 0)
     with pytest.raises(InputError, match=r"states of 1x3x8x8; give \(B, 2, height, width\)"):
         ditlab.rollout(pipe, torch.zeros(1, 3, 8, 8), 1)
     with pytest.raises(InputError, match="0 steps; give 1 or more"):

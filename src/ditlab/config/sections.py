@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import FrozenInstanceError, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
 from cyclopts import Parameter
@@ -344,18 +345,22 @@ class Recipe:
         path = find_recipe(str(name))
         return cls(**vars(parse_recipe(read_toml(path), source=str(path))))
 
-    def override(self, tables: Mapping[str, Mapping[str, Any]]) -> Self:
-        """Return this recipe with some values changed, such as {"train": {"images": 64}}.
+    def override(
+        self, tables: Mapping[str, Mapping[str, Any]] = MappingProxyType({}), **sections: Mapping[str, Any]
+    ) -> Self:
+        """Return this recipe with some values changed, such as {"train": {"images": 64}}, or train={"images": 64}.
 
         If the name of the network (model.name) changes, the other settings of [model] are reset, because they belong to
         the previous network.
 
         Raises:
-            InputError: an unknown key, or a value of the wrong type.
+            InputError: an unknown key, a value of the wrong type, or a section in `tables` and as an argument.
         """
         from ditlab.config.reader import check_sections, parse_recipe, to_tables, with_values, without_network
 
-        current = to_tables(self)
+        if twice := tables.keys() & sections.keys():
+            raise InputError(f"override has the section {min(twice)} twice; give it once")
+        current, tables = to_tables(self), {**tables, **sections}
         if "name" in tables.get("model", {}):
             current = without_network(current)
         changes, notes = renamed(type(self), check_sections(dict(tables), "override"))

@@ -1,5 +1,6 @@
 """A data set of image files: images are decoded and resized when they are read, and unreadable ones are replaced."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,10 +13,11 @@ from PIL import Image
 from torch import Tensor
 
 from ditlab.core.errors import InputError
-from ditlab.core.io import replacing
+from ditlab.core.io import replace_text, replacing
 from ditlab.core.types import Batch
 from ditlab.core.units import counted, none_can, noun_of
-from ditlab.data.base import Dataset, spread
+from ditlab.core.values import PixelValues
+from ditlab.data.base import Dataset, numbered, spread
 from ditlab.data.buckets import Buckets
 from ditlab.data.export import folder_names
 from ditlab.data.file_dataset import FileDataset
@@ -182,7 +184,7 @@ class Images(FileDataset):
 def write_folder(dataset: Dataset, folder: Path, count: int) -> int:
     """Write the first `count` images as PNG files, or as `.npy` what those cannot hold; a folder for each class.
 
-    Videos become WebP files without loss, of 8 frames per second.
+    Videos become WebP files without loss, of 8 frames per second. Captions go into `metadata.jsonl`.
 
     The folder is written completely or not at all. Images that cannot be read are left out, and the others are numbered
     in order.
@@ -206,22 +208,34 @@ def write_folder(dataset: Dataset, folder: Path, count: int) -> int:
 def write_images(dataset: Dataset, folder: Path, count: int) -> int:
     """Write the images of `write_folder` one after another; returns their number."""
     folders, written = folder_names(dataset.classes) or [""], 0
+    captioned: list[str] = []  # lines of the table
     folder.mkdir()
     for part in torch.split(torch.arange(min(count, len(dataset))), 256):
-        batch = dataset.fetch_readable(part)
+        batch = numbered(dataset.fetch_readable(part), part)
+        assert batch.index is not None  # of data sets that leave out images
         labels = batch.labels.tolist() if dataset.classes else [0] * len(batch)
-        for i, image, label in zip(range(written, written + len(batch)), batch.x, labels, strict=True):
+        for index, image, label in zip(batch.index.tolist(), batch.x, labels, strict=True):
             class_folder = folder / folders[label]
             class_folder.mkdir(parents=True, exist_ok=True)
-            array = dataset.values.restored(image[None])[0].movedim(0, -1).numpy()
-            if array.ndim == 4:
-                save_video(array, class_folder / f"{i:06d}.webp")
-                continue
-            plain = dataset.values.eight_bits and array.shape[2] in (1, 3, 4)
-            with (class_folder / f"{i:06d}.{'png' if plain else 'npy'}").open("wb") as file:
-                if plain:
-                    Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(file, format="PNG")
-                else:
-                    np.save(file, array)
-        written += len(batch)
+            file = write_image(dataset.values, image, class_folder / f"{written:06d}")
+            if captions := dataset.captions(index):
+                captioned.append(json.dumps({"file_name": file.relative_to(folder).as_posix(), "caption": captions}))
+            written += 1
+    if captioned:
+        replace_text(folder / "metadata.jsonl", "\n".join(captioned) + "\n")
     return written
+
+
+def write_image(values: PixelValues, image: Tensor, place: Path) -> Path:
+    """Write an image (C, H, W) or a video (C, T, H, W), see `write_folder`; returns the file, `place` with a suffix."""
+    array = values.restored(image[None])[0].movedim(0, -1).numpy()
+    if array.ndim == 4:
+        file = place.with_suffix(".webp")
+        save_video(array, file)
+    elif values.eight_bits and array.shape[2] in (1, 3, 4):
+        file = place.with_suffix(".png")
+        Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(file, format="PNG")
+    else:
+        file = place.with_suffix(".npy")
+        np.save(file, array)
+    return file

@@ -71,8 +71,8 @@ def rolled_out(pipe: Pipeline, data: Trajectories, count: int, steps: int | None
         InputError: the trajectories are shorter, or the classes of the model are others.
     """
     numbers, longest = range(min(count, len(data.lengths))), min(data.lengths) - 1
-    if steps is not None and steps > longest:
-        raise InputError(f"{steps} steps of trajectories with {counted(longest + 1, 'state')}; give {longest} or fewer")
+    if steps is not None and not 1 <= steps <= longest:
+        raise InputError(f"{steps} steps of trajectories with {counted(longest + 1, 'state')}; give 1 to {longest}")
     if data.classes and pipe.classes and data.classes != pipe.classes:
         raise InputError(
             f"the data have the classes {', '.join(data.classes)}, but the model has {', '.join(pipe.classes)}; give "

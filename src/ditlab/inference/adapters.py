@@ -55,13 +55,13 @@ def differences(
     weights, found = net.state_dict(), {}
     for key, value in tensors.items():
         layer, separator, _ = key.partition(".lora_A.")
-        if ".lora_B." in key:
+        if ".lora_B." in key and key.replace(".lora_B.", ".lora_A.") in tensors:
             continue
         if not separator:
             name, update = key, value
         else:
             name, b = f"{layer}.weight", tensors.get(key.replace(".lora_A.", ".lora_B."))
-            if b is None or value.ndim != 2 or b.ndim != 2:
+            if b is None or value.ndim != 2 or b.ndim != 2 or b.shape[1] != len(value):
                 raise InputError(f"{place} has no pair of matrices for {layer}; give a complete adapter")
             rank = value.shape[0]
             alpha = settings.get("lora_alpha", rank) / (math.sqrt(rank) if settings.get("use_rslora") else rank)

@@ -35,7 +35,7 @@ from ditlab.inference.plan import Plan, check_channels, resolve
 from ditlab.inference.prompts import negative_text
 from ditlab.inference.records import describe
 from ditlab.inference.sizes import check_room, input_size, named_size, plan_size, size_shift
-from ditlab.inference.steps import evaluated
+from ditlab.inference.steps import check_callback, evaluated
 from ditlab.report.sheets import to_pil
 
 if TYPE_CHECKING:
@@ -273,7 +273,7 @@ class BasePipeline:
             output_type: "pil" (8 bits, the shown channels); "np" (B, H, W, C) or "pt" (B, C, H, W), both float from 0
                 (lowest number of the data's range) to 1 (highest); "native" (B, H, W, C), in the numbers and the type
                 of the training data; or "latent".
-            callback_on_step_end: called with every `Step` of every batch.
+            callback_on_step_end: called with every `Step` of every batch, as its only argument.
             options: the other arguments of `steps`.
 
         Returns:
@@ -319,10 +319,11 @@ class BasePipeline:
         are checked when the first batch is generated.
 
         Raises:
-            InputError: a batch size below 1, or the memory is too small for a single image.
+            InputError: a batch size below 1, a callback with other arguments, or the memory is too small for an image.
         """
         if (batch_size := whole(batch_size, "batch size")) < 1:
             raise InputError(f"batch size {batch_size}; give 1 or more")
+        check_callback(callback_on_step_end)
         names, numbers, options = arguments(labels, seeds, options)
         if isinstance(options.get("original"), GivenFrames) and options["original"].frames:
             check_room_for(self, options["original"], len(numbers))

@@ -51,9 +51,9 @@ def other_half(second: "BasePipeline | None", plan: Plan, condition: Condition, 
     if second is None:
         return None
     if plan.cache is not None:
+        (name, value), *_ = plan.cache.settings.items()
         raise InputError(
-            f"reuse is {plan.options.reuse}, which does not work with guidance on two devices; leave out reuse, or "
-            "guidance_device"
+            f"{name} is {value}, which does not work with guidance on two devices; leave out {name}, or guidance_device"
         )
     return Elsewhere(second.objective.denoiser(Splitting(inference_net(second, plan, condition), limit)), second.device)
 

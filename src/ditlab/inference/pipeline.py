@@ -161,7 +161,9 @@ class Pipeline(BasePipeline):
         """
         net = copy.deepcopy(self.net)
         add_adapter(net, place, scale)
-        return replace(self, net=net)
+        changed = replace(self, net=net)
+        changed.second = None if self.second is None else self.second.model.with_adapter(place, scale)
+        return changed
 
     def labels(self, labels: Sequence[Label]) -> Tensor | None:
         """The class indices of labels, the class count for None. An old name: use `conditioner.encode`."""

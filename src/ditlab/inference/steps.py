@@ -1,6 +1,7 @@
 """Run the steps of a sampler."""
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -30,3 +31,24 @@ def evaluated(net: Backbone, steps: Iterator[Step], x: Tensor, sampler: str | No
             yield step
     finally:
         net.train(was_training)
+
+
+def check_callback(callback: Callable[[Step], None] | None) -> None:
+    """Check that a callback can be called with one argument, a `Step`; None is no callback.
+
+    Raises:
+        InputError: it cannot, such as one with the four arguments of diffusers.
+    """
+    if callback is None:
+        return
+    if not callable(callback):
+        raise InputError(f"callback_on_step_end is a {type(callback).__name__}; give a function of a Step")
+    try:
+        inspect.signature(callback).bind(None)
+    except TypeError as error:
+        raise InputError(
+            "callback_on_step_end is called with one argument, a Step with i, t, x and x0, which your function does "
+            f"not accept ({error}); give a function of a Step"
+        ) from None
+    except ValueError:  # a function of C without a signature
+        return

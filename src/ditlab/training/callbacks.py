@@ -28,14 +28,19 @@ METHODS = ("on_step", "on_log", "on_preview", "on_checkpoint", "on_end")
 
 
 def check_callbacks(callbacks: Sequence[Callback]) -> None:
-    """Check that callbacks have no method of another name, which would never be called.
+    """Check that each callback has a method that is called, and none of another name, which never would be.
 
     Raises:
-        InputError: one has.
+        InputError: one has no such method, or one of another name; or this is no sequence.
     """
+    if not isinstance(callbacks, Sequence):
+        raise InputError(f"callbacks is a {type(callbacks).__name__}; give a list of objects")
     for callback in callbacks:
-        for name in dir(callback):
-            if name.startswith("on_") and name not in METHODS:
+        names = [name for name in dir(callback) if name.startswith("on_") and callable(getattr(callback, name))]
+        if not names:
+            raise InputError(f"callback {type(callback).__name__} has no method of {', '.join(METHODS)}; give it one")
+        for name in names:
+            if name not in METHODS:
                 raise InputError(
                     f'callback {type(callback).__name__} has the method "{name}"; {nearest(name, METHODS)}'
                 )

@@ -131,7 +131,8 @@ def check(model: Pipeline, place: str, steps: int, images: int | None, correctio
     """Check that a model can be the teacher of a student.
 
     Raises:
-        InputError: it is a flow map, or has no recipe, or the number of steps or images is not possible.
+        InputError: it is a flow map, does not generate images or has no recipe, or a number of steps or images is not
+            possible.
     """
     if images is not None and images < 1:
         raise InputError(f"images is {images}; give 1 or more")
@@ -141,6 +142,7 @@ def check(model: Pipeline, place: str, steps: int, images: int | None, correctio
         raise InputError(f"steps is {steps}; give 1 to {MOST_STEPS}, above which the teacher itself is good enough")
     if isinstance(model.objective, FlowMap):
         raise InputError(f"{place} is a flow map already; give the model that it was distilled from")
+    model.objective.denoiser(model.net)  # raises an error if the model does not generate from noise
     if not {"recipe", "images_seen"} <= model.config.keys():
         raise InputError(
             f"{place} has no recipe of its training, which has the data; give a run of ditlab, or train a recipe with "

@@ -88,9 +88,18 @@ def test_noise_depends_on_the_seed_only():
         ("DDPMScheduler", {"variance_type": "learned_range"}, {}, "expects a learned variance; use the sampler ddpm"),
         ("DDIMScheduler", {}, {"schedule": "cosine"}, "DDIMScheduler has its own timesteps; leave schedule out"),
         ("DDIMScheduler", {}, {"eta": 0.5}, "sampler DDIMScheduler has no eta; leave it out or use ddim"),
+        ("DDIMScheduler", {}, {"steps": 0}, "steps is 0; give 1 or more"),
         ("FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": True}, {}, "with 20 steps: `mu` must be passed"),
     ],
 )
 def test_what_does_not_fit_is_an_error(name, options, words, message):
     with pytest.raises(InputError, match=message):
         tiny_pipeline()(0, sampler=scheduler(name, **options), **words)
+
+
+def test_a_class_is_no_scheduler():
+    kind = type(scheduler("DDIMScheduler"))
+    with pytest.raises(
+        InputError, match=r"sampler is the class DDIMScheduler; give a scheduler, such as DDIMScheduler"
+    ):
+        tiny_pipeline()(0, sampler=kind)

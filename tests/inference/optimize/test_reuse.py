@@ -89,6 +89,8 @@ def test_bad_input():
     )
     with pytest.raises(InputError, match="ADM does not support feature caching; leave reuse out"):
         Reuse(2).on(net)
+    with pytest.raises(InputError, match="ADM does not support feature caching; leave reuse_error out"):
+        ErrorReuse(0.1).on(net)
 
 
 def test_what_was_compiled_stays_compiled():

@@ -40,10 +40,14 @@ class SchedulerSampler:
         scheduler: the scheduler, which is copied.
 
     Raises:
-        InputError: a class that is not supported, or a learned variance.
+        InputError: a class in place of a scheduler, one that is not supported, or a learned variance.
     """
 
     def __init__(self, scheduler: Any) -> None:
+        if isinstance(scheduler, type):
+            raise InputError(
+                f"sampler is the class {scheduler.__name__}; give a scheduler, such as {scheduler.__name__}()"
+            )
         self.scheduler, self.__name__ = deepcopy(scheduler), type(scheduler).__name__
         if self.__name__ not in SCALES:
             raise InputError(f"scheduler {self.__name__} is not supported; choose from: {', '.join(SCALES)}")
@@ -71,6 +75,8 @@ class SchedulerSampler:
         Raises:
             InputError: the scheduler does not accept the number of steps.
         """
+        if steps < 1:
+            raise InputError(f"steps is {steps}; give 1 or more")
         try:
             self.scheduler.set_timesteps(steps)
         except (ValueError, TypeError) as error:

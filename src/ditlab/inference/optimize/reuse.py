@@ -42,7 +42,8 @@ class FeatureCache:
             InputError: the family does not support feature caching.
         """
         if type(net).inner is Backbone.inner:
-            raise InputError(f"{net.config['name']} does not support feature caching; leave reuse out")
+            name = next(iter(self.settings))
+            raise InputError(f"{net.config['name']} does not support feature caching; leave {name} out")
         self.inner = net.inner
         cached = copy.copy(net)  # shares the submodules, so that compiled blocks stay compiled
         cached.inner = self  # type: ignore[method-assign]
