@@ -134,8 +134,9 @@ def range_of(values: list[float]) -> tuple[float, float, float] | None:
 
 def none_is_readable(clips: Clips) -> str:
     """The message for clips of which none can be read."""
-    (name, reason), (fault, remedy) = next(iter(clips.skipped.items())), clips.fault()
-    count = len(clips.source)
+    (fault, remedy), count = clips.fault(), len(clips.source)
+    name = next(name for name in map(clips.source.name, range(count)) if name in clips.skipped)
+    reason = clips.skipped[name]  # of the first file; files are read, and skipped, in the order of several threads
     if fault == "cannot be read":
         return f"{none_can(count, 'clip')} be read, beginning with {name} ({reason}); check the files"
     which = f"the only clip is {fault.removeprefix('are ')}" if count == 1 else f"all {count:,} clips {fault}"
