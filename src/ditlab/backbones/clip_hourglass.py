@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ditlab.backbones.any_size import check_divisible
-from ditlab.backbones.base import Embedders, Modulation
+from ditlab.backbones.base import Modulation
 from ditlab.backbones.dit_blocks import Style
 from ditlab.backbones.hourglass import (
     ConvBlock,
@@ -26,16 +26,16 @@ from ditlab.backbones.hourglass import (
     normalized,
 )
 from ditlab.backbones.layers import LabelEmbedder, TimestepEmbedder, check_positive, last_linear
-from ditlab.backbones.positions import clip_rotations, frame_rotations, rotations, table_of
+from ditlab.backbones.positions import clip_rotations, frame_rotations, rotations
 from ditlab.backbones.routing import Level, number, record
 from ditlab.backbones.text import TextEmbedder, text_shape
-from ditlab.backbones.video import ClipNetwork, Grid, by_frame, check_width
+from ditlab.backbones.video import FrameConditioned, Grid, check_width
 from ditlab.backbones.videodit import FactorizedBlock, FullBlock, check_heads
 from ditlab.core.errors import InputError, lookup
 from ditlab.core.types import Condition, Trace
 
 
-class ClipHourglass(ClipNetwork):
+class ClipHourglass(FrameConditioned):
     """Convolutions on frames outside, space-time transformer blocks inside; before training, its output is zero.
 
     Args:
@@ -133,15 +133,9 @@ class ClipHourglass(ClipNetwork):
         """Return the blocks of each level, in execution order."""
         return [module for module in self.modules() if isinstance(module, Level)]
 
-    def conditioning(self, timestep: Tensor, label: Tensor) -> list[Tensor]:
-        return [self.t_embedder(timestep) + self.y_embedder(label)]
-
     def modulations(self) -> list[Modulation]:
         layers = [module for name, module in self.named_modules() if name.endswith("odulation")]
         return [Modulation(layer, 0, last_linear(layer).out_features) for layer in layers]
-
-    def embedders(self) -> Embedders:
-        return Embedders([self.t_embedder], [] if self.text else [self.y_embedder])
 
     def forward(
         self, x: Tensor, timestep: Tensor, condition: Condition | Tensor, *, trace: Trace | None = None
@@ -167,26 +161,11 @@ class ClipHourglass(ClipNetwork):
         return x.flatten(2, 3)[:, :, :frames]
         # fmt: on
 
-    def condition(self, timestep: Tensor, condition: Condition | Tensor, frames: int) -> Tensor:
-        """Return timestep and label or text as one vector for each frame of tokens (B, T', D)."""
-        t = by_frame(self.t_embedder, timestep, condition, frames)
-        if t.shape[1] > 1 and self.patch_frames > 1:  # the mean of the frames of a token
-            t = torch.unflatten(t, 1, (-1, self.patch_frames)).mean(2)
-        if isinstance(self.y_embedder, TextEmbedder):
-            return t + self.y_embedder(self.texts(condition))[2][:, None]
-        return t + self.y_embedder(self.labels(condition)).unsqueeze(1)
-
     def rotations(self, grid: Grid) -> list[tuple[Callable[..., Tensor], tuple[int, ...]]]:
         """Return functions, and their arguments, that compute the rotary positions of the attentions of a block."""
         if self.full:
             return [(clip_rotations, (*grid, self.head_width, 0))]
         return [(frame_rotations, (grid.frames, self.head_width)), (rotations, (*grid[1:], self.head_width))]
-
-    def tables(self, grid: Grid) -> list[Tensor]:
-        """Return the rotary positions of the attentions of a block."""
-        if grid == self.grid:
-            return [self.get_buffer(f"rotation{i}") for i in range(len(self.rotations(grid)))]
-        return [table_of(make, self.device, *arguments) for make, arguments in self.rotations(grid)]
 
     def inner(self, x: Tensor, *context: Any) -> Tensor:
         """Compute all levels on frames (B T, D, h, w); feature caching skips them."""

@@ -5,7 +5,7 @@ the batch, T the number of frames of tokens, h x w the grid of a frame, N = h w,
 its frames, and T' is T, or 1 if all frames have the same condition.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from math import prod
 from typing import Literal, NamedTuple
 
@@ -14,11 +14,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ditlab.backbones.any_size import check_divisible
-from ditlab.backbones.base import Backbone
+from ditlab.backbones.base import Backbone, Embedders
 from ditlab.backbones.dit_blocks import AdaLNZeroBlock, FinalLayer, Style
-from ditlab.backbones.layers import Attention, Mlp, Where, check_positive, initialize_linears, norm, set_to_zero
+from ditlab.backbones.layers import (
+    Attention,
+    LabelEmbedder,
+    Mlp,
+    TimestepEmbedder,
+    Where,
+    check_positive,
+    initialize_linears,
+    norm,
+    set_to_zero,
+)
 from ditlab.backbones.pixart_blocks import FinalLayer as TableFinalLayer
 from ditlab.backbones.pixart_blocks import TextAttention
+from ditlab.backbones.positions import table_of
 from ditlab.backbones.text import Context, TextEmbedder
 from ditlab.core.errors import InputError
 from ditlab.core.types import Condition
@@ -84,6 +95,41 @@ class ClipNetwork(Backbone):
                 "frames, height, width)"
             )
         check_divisible(tuple(x.shape[2:]), self.side_multiples)
+
+
+class FrameConditioned(ClipNetwork):
+    """A network whose blocks read timestep and label, or text, as one vector for each frame of tokens.
+
+    `rotation0`, `rotation1` and so on are buffers with the rotary positions of its own grid.
+    """
+
+    t_embedder: TimestepEmbedder
+    y_embedder: LabelEmbedder | TextEmbedder
+
+    def rotations(self, grid: Grid) -> list[tuple[Callable[..., Tensor], tuple[int, ...]]]:
+        """Return functions, and their arguments, that compute the rotary positions of the attentions of a block."""
+        raise NotImplementedError
+
+    def tables(self, grid: Grid) -> list[Tensor]:
+        """Return the rotary positions of the attentions of a block."""
+        if grid == self.grid:
+            return [self.get_buffer(f"rotation{i}") for i in range(len(self.rotations(grid)))]
+        return [table_of(make, self.device, *arguments) for make, arguments in self.rotations(grid)]
+
+    def conditioning(self, timestep: Tensor, label: Tensor) -> list[Tensor]:
+        return [self.t_embedder(timestep) + self.y_embedder(label)]
+
+    def embedders(self) -> Embedders:
+        return Embedders([self.t_embedder], [] if self.text else [self.y_embedder])
+
+    def condition(self, timestep: Tensor, condition: Condition | Tensor, frames: int) -> Tensor:
+        """Return timestep and label or text as one vector for each frame of tokens (B, T', D)."""
+        t = by_frame(self.t_embedder, timestep, condition, frames)
+        if t.shape[1] > 1 and self.patch_frames > 1:  # the mean of the frames of a token
+            t = torch.unflatten(t, 1, (-1, self.patch_frames)).mean(2)
+        if isinstance(self.y_embedder, TextEmbedder):
+            return t + self.y_embedder(self.texts(condition))[2][:, None]
+        return t + self.y_embedder(self.labels(condition)).unsqueeze(1)
 
 
 class Reading(NamedTuple):

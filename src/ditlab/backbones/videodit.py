@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ditlab.backbones.any_size import check_divisible
-from ditlab.backbones.base import Backbone, Embedders, Modulation
+from ditlab.backbones.base import Backbone, Modulation
 from ditlab.backbones.dit import SIZES, DiT, Size
 from ditlab.backbones.dit_blocks import Style
 from ditlab.backbones.layers import LabelEmbedder, TimestepEmbedder, check_positive, last_linear
@@ -27,10 +27,9 @@ from ditlab.backbones.video import (
     ClipBlock,
     ClipEmbed,
     ClipHead,
-    ClipNetwork,
+    FrameConditioned,
     Grid,
     assembled,
-    by_frame,
     check_width,
     initialize,
     mixed,
@@ -43,7 +42,7 @@ PATCHES = ((1, 2), (2, 4))  # frames and side
 OWN_SIZES = {"XS": Size(6, 192, 3)} | SIZES
 
 
-class VideoDiT(ClipNetwork):
+class VideoDiT(FrameConditioned):
     """The transformer, initialized as DiT: before training, its output is zero.
 
     Args:
@@ -137,16 +136,10 @@ class VideoDiT(ClipNetwork):
     def repeated(self) -> list[nn.Module]:
         return [*self.blocks, self.final_layer]
 
-    def conditioning(self, timestep: Tensor, label: Tensor) -> list[Tensor]:
-        return [self.t_embedder(timestep) + self.y_embedder(label)]
-
     def modulations(self) -> list[Modulation]:
         parts = [block.get_submodule("adaLN_modulation") for block in self.repeated]
         parts += [] if self.full else [block.get_submodule("time_modulation") for block in self.blocks]
         return [Modulation(layer, 0, last_linear(layer).out_features) for layer in parts]
-
-    def embedders(self) -> Embedders:
-        return Embedders([self.t_embedder], [] if self.text else [self.y_embedder])
 
     def forward(
         self, x: Tensor, timestep: Tensor, condition: Condition | Tensor, *, trace: Trace | None = None
@@ -169,15 +162,6 @@ class VideoDiT(ClipNetwork):
         return assembled(x, grid, self.patch_frames, self.patch)[:, :, :frames]    # (B, C, T, H, W)
         # fmt: on
 
-    def condition(self, timestep: Tensor, condition: Condition | Tensor, frames: int) -> Tensor:
-        """Return timestep and label or text as one vector for each frame of tokens (B, T', D)."""
-        t = by_frame(self.t_embedder, timestep, condition, frames)
-        if t.shape[1] > 1 and self.patch_frames > 1:  # the mean of the frames of a token
-            t = torch.unflatten(t, 1, (-1, self.patch_frames)).mean(2)
-        if isinstance(self.y_embedder, TextEmbedder):
-            return t + self.y_embedder(self.texts(condition))[2][:, None]
-        return t + self.y_embedder(self.labels(condition)).unsqueeze(1)
-
     def places(self, grid: Grid) -> Tensor:
         """Return the positions of DiT for all tokens (1, T N, D)."""
         assert self.pos_embed is not None
@@ -193,12 +177,6 @@ class VideoDiT(ClipNetwork):
         times, places = (grid.frames, self.head), (*grid[1:], self.head)
         found: list[tuple[Callable[..., Tensor], tuple[int, ...]]] = [(frame_rotations, times)]
         return [*found, (rotations, places)] if self.rotary else found
-
-    def tables(self, grid: Grid) -> list[Tensor]:
-        """Return the rotary positions of the attentions of a block."""
-        if grid == self.grid:
-            return [self.get_buffer(f"rotation{i}") for i in range(len(self.rotations(grid)))]
-        return [table_of(make, self.device, *arguments) for make, arguments in self.rotations(grid)]
 
     def inner(self, x: Tensor, *context: Any) -> Tensor:
         """Pass tokens (B, T N, D) through all blocks; feature caching skips them."""
