@@ -77,7 +77,7 @@ class TestReading:
         theirs.save_pretrained(tmp_path / "vae")
         for path in (tmp_path, tmp_path / "vae"):
             ours = load_autoencoder(path)
-            assert relative(ours.encode(pictures)[:, :4], mean(theirs, pictures)) < 1e-6
+            assert relative(ours.encode(pictures)[:, :4], mean(theirs, pictures)) < 3e-6
             assert (ours.config["scale"], ours.config["shift"]) == (0.18215, 0.0)
 
     def test_constants_for_each_channel(self, theirs, tmp_path):
@@ -98,7 +98,7 @@ class TestReading:
             older[key] = value
         assert older.keys() != tensors.keys()
         save_file(older, tmp_path / WEIGHTS)
-        assert relative(load_autoencoder(tmp_path).encode(pictures)[:, :4], mean(theirs, pictures)) < 1e-6
+        assert relative(load_autoencoder(tmp_path).encode(pictures)[:, :4], mean(theirs, pictures)) < 3e-6
 
     @pytest.mark.parametrize("names", ["diffusers", "original"])
     def test_single_file(self, theirs, pictures, tmp_path, names):
@@ -107,7 +107,7 @@ class TestReading:
             state = ldm_names(state) | {"model.diffusion_model.out.2.bias": torch.zeros(4)}
         save_file(state, tmp_path / "ae.safetensors")
         ours = load_autoencoder(tmp_path / "ae.safetensors")
-        assert relative(ours.encode(pictures)[:, :4], mean(theirs, pictures)) < 1e-6
+        assert relative(ours.encode(pictures)[:, :4], mean(theirs, pictures)) < 3e-6
         assert ours.config["scale"] == 0.18215
         assert load_autoencoder(tmp_path / "ae.safetensors", scale=0.13025).config["scale"] == 0.13025
 
@@ -143,7 +143,7 @@ class TestWriting:
         from diffusers import AutoencoderKL
 
         theirs = AutoencoderKL.from_pretrained(tmp_path / "a")
-        assert relative(mean(theirs, pictures), ours.encode(pictures)[:, :4]) < 1e-6
+        assert relative(mean(theirs, pictures), ours.encode(pictures)[:, :4]) < 3e-6
 
     def test_folded_constants_give_the_same_images(self, pictures, tmp_path):
         ours = KL(ARCHITECTURE, shift=[0.5, -1, 0, 2], scale=[1, 2, 0.3, 5]).eval()

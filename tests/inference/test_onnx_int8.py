@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 from helpers import perturbed, tiny_pipeline
 
 from ditlab.backbones import create
@@ -58,7 +59,8 @@ def test_a_file_is_quantized_except_for_some_layers(tmp_path, caplog):
     types = {node.op_type for node in graph.node}
     assert {"MatMulInteger", "DynamicQuantizeLinear", "MatMul"} <= types
     assert {tensor.name: onnx.numpy_helper.to_array(tensor).dtype for tensor in graph.initializer}["last"] == np.float32
-    assert 1e-4 < np.linalg.norm(run(file, x) - expected) / np.linalg.norm(expected) < 0.02
+    bound = 0.02 if torch.cpu._is_vnni_supported() else 0.1  # other CPUs add products in 16 bits, which overflow
+    assert 1e-4 < np.linalg.norm(run(file, x) - expected) / np.linalg.norm(expected) < bound
     assert [path.name for path in tmp_path.iterdir()] == ["network.onnx"]
     assert not caplog.records
 

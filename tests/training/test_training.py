@@ -23,6 +23,7 @@ from ditlab.autoencoders import Pixel
 from ditlab.config.reader import parse_recipe
 from ditlab.core.errors import InputError
 from ditlab.data import open_dataset, training_order
+from ditlab.inference.optimize import precision
 from ditlab.inference.optimize.precision import faster_dtype
 from ditlab.training import loop, setup, train
 from ditlab.training.ema import EMA
@@ -476,6 +477,7 @@ def test_precision_is_the_measured_one(monkeypatch):
     def slow(dtype):
         return lambda work: time.sleep(0.02) if work is dtype else None
 
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: True)  # also on this machine
     monkeypatch.setattr(torch, "mm", lambda a, b: time.sleep(0.02) if a.dtype is torch.float32 else None)
     assert faster_dtype(slow(torch.float32), cpu, 8) is torch.bfloat16
     assert faster_dtype(slow(torch.bfloat16), cpu, 8) is torch.float32  # products gain, but the whole step does not
