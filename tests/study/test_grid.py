@@ -193,6 +193,22 @@ def test_mistakes_are_reported_before_training():
     assert 'no data "nowhere"' in message({"a": {"data": {"source": "nowhere"}}})
 
 
+def test_sampling_settings_of_previews_are_checked_before_training():
+    student = {"train": {"objective": "halves"}, "sample": {"guidance": 1.15, "sampler": "map", "steps": 2}}
+    one_step = replace(SCORE, sampler="map", guidance=1.0)
+    with pytest.raises(InputError, match=r"guidance is 1.15, but this model has guidance 1 built in; give 1"):
+        lay_out(study(Budget(images=32), {"a": student}, **{"": one_step}), {}, QUIET)
+    lay_out(
+        study(
+            Budget(images=32),
+            {"a": student | {"sample": {"guidance": 1.0, "sampler": "map", "steps": 2}}},
+            **{"": one_step},
+        ),
+        {},
+        QUIET,
+    )
+
+
 def test_a_dry_run_predicts_times():
     parts = lay_out(study(Budget(images=64)), {}, QUIET, timed=True)
     table, *lines = grid.dry_run(study(Budget(images=64)), parts)

@@ -1,3 +1,4 @@
+import dataclasses
 import re
 from pathlib import Path
 
@@ -42,6 +43,15 @@ def rejection(read):
         return str(error.value)
 
     return rejection
+
+
+def test_other_seeds_replace_those_of_the_recipe(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text(SMALL)
+    assert read_study(str(file), (3, 4)).seeds == (3, 4)
+    assert dataclasses.replace(read_study(str(file), (3, 4)), seeds=(0, 1)) == read_study(str(file))
+    with pytest.raises(InputError, match=r"seeds is \[3, 3\].*give different seeds"):
+        read_study(str(file), (3, 3))
 
 
 def test_parts_are_the_recipe_with_changes(read):

@@ -12,6 +12,7 @@ from cyclopts import Parameter
 from ditlab.cli.choosing import Length, Start, given_tables, train_without_recipe, with_settings
 from ditlab.cli.prompts import sampling
 from ditlab.cli.recipes import is_data
+from ditlab.cli.sampling import parse_seeds
 from ditlab.cli.terminal import Json, app, command, fail, print_json, say, screen, show
 from ditlab.config.fields import Amount, Natural, Positive
 from ditlab.config.reader import (
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from ditlab.profiling.plan import Plan
     from ditlab.study.demo import Demo
     from ditlab.study.recipe import Study
+    from ditlab.study.run import Findings
     from ditlab.study.text_demo import TextDemo
 else:
     RecipeArguments = recipe_arguments()  # with a field for each option of the networks
@@ -205,7 +207,15 @@ def resuming(run: Path, recipe: "Recipe") -> str:
 
 
 @app.command(group="Train")
-def study(recipe: StudyName, /, *, out: Folder | None = None, dry_run: Flag = False, json: Json = False) -> None:
+def study(
+    recipe: StudyName,
+    /,
+    *,
+    out: Folder | None = None,
+    seeds: Annotated[tuple[str, ...] | None, Parameter(negative="")] = None,
+    dry_run: Flag = False,
+    json: Json = False,
+) -> None:
     """Train a grid of models with one budget, evaluate them, and report which claims hold.
 
     Run the same command again to resume. If you start it several times in parallel, the runs are distributed.
@@ -213,25 +223,34 @@ def study(recipe: StudyName, /, *, out: Folder | None = None, dry_run: Flag = Fa
     Parameters
     ----------
     out
-        Folder of the study (default: runs/studies/NAME-OF-THE-RECIPE).
+        Folder of the study (default: runs/studies/NAME-OF-THE-RECIPE, with --seeds followed by the seeds).
+    seeds
+        Training seeds in place of those of the recipe, such as 3-5, to see whether its verdicts hold again.
     dry_run
         Print the grid with predicted time and memory, and exit.
     json
         Print one JSON object.
     """
     from ditlab.study.recipe import read_study
-    from ditlab.study.report import write_reports
-    from ditlab.study.run import as_json, run_study, summary
+    from ditlab.study.run import run_study
 
-    plan = read_study(recipe)
+    plan = read_study(recipe, None if seeds is None else tuple(parse_seeds(list(seeds))))
     if dry_run:
         show_grid(plan, json)
         return
-    out = out or Path("runs") / "studies" / plan.name
+    out = out or Path("runs") / "studies" / "-".join([plan.name, *(seeds or ())])
     done = run_study(plan, out, screen)
     if done is None:
         say("other processes are still running; the last one writes the report")
-        return
+    else:
+        show_findings(done, out, json)
+
+
+def show_findings(done: "Findings", out: Path, json: bool) -> None:
+    """Write the reports of a finished study, and print its verdicts."""
+    from ditlab.study.report import write_reports
+    from ditlab.study.run import as_json, summary
+
     report = write_reports(done, out)
     if json:
         print_json(as_json(done) | {"report": report})

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from math import log10
 from pathlib import Path
 from typing import Any
@@ -239,8 +239,9 @@ def rehearse(recipe: Recipe, settings: Evaluation) -> EvaluationPlan:
     recipe = replace(recipe, diffusion=completed(recipe.diffusion, started))
     classes = recipe.data.classes or len(dataset.classes)
     check_guidance(recipe, classes > 0)
-    options = settings.sampling().given()
-    sampling = resolve(options, reading_of_model(recipe), defaults=default, conditional=classes > 0)
+    filled_in = partial(resolve, objective=reading_of_model(recipe), defaults=default, conditional=classes > 0)
+    filled_in({})  # the previews of training use the settings of the recipe
+    sampling = filled_in(settings.sampling().given())
     check_count(settings.count, settings.seed, settings.label_sampling, classes)
     features = settings.features or protocol.default_features(settings.reference)
     network = feature_network(features, settings.feature_weights, settings.device)

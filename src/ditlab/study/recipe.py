@@ -176,8 +176,12 @@ class Study(Basics):
 TABLES = ("budget", "settings", "parts", "cross", "evaluation", "evaluations", "plots", "claims")
 
 
-def read_study(name: str) -> Study:
+def read_study(name: str, seeds: tuple[int, ...] | None = None) -> Study:
     """Read a study recipe from a file, or one that comes with ditlab.
+
+    Args:
+        name: path of the file, or name of the study.
+        seeds: training seeds in place of those of the recipe.
 
     Raises:
         InputError: an unknown key, a wrong value, or parts and claims that contradict each other.
@@ -188,6 +192,7 @@ def read_study(name: str) -> Study:
     keys = [key.name for key in dataclasses.fields(Basics)]
     check_types(table, keys, source)
     basics = parse_table(Basics, {key: value for key, value in table.items() if key in keys}, source)
+    basics = basics if seeds is None else dataclasses.replace(basics, seeds=seeds)
     own_changes = expand_parts(table.get("parts", {}), table.get("cross", {}), source)
     changes = {name: changed(table.get("settings", {}), own) for name, own in own_changes.items()}
     base = base_tables(basics.recipe)

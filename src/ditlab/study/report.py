@@ -82,7 +82,7 @@ def number(entry: Entry, key: str, seeds: int) -> str:
 def conditions(findings: Findings) -> str:
     """The conditions under which the results were measured, in a few sentences."""
     study, hardware = findings.study, findings.hardware
-    seeds = f"{len(study.seeds)} training seed{'s' if len(study.seeds) > 1 else ''}"
+    seeds = f"Training seed{'s' * (len(study.seeds) > 1)} {', '.join(map(str, study.seeds))}"
     settings = [evaluation.settings for part in findings.parts for evaluation in part.evaluations.values()]
     counts = sorted({study.sample_sets * evaluation.count for evaluation in settings})
     references = sorted({evaluation.reference for evaluation in settings})
