@@ -41,6 +41,11 @@ SCRIPTS: dict[str, tuple[str, dict[str, Any]]] = {  # published script of a fami
         "Stability-AI/sd3-ref's sd3_infer.py",
         {"guidance": 5.0, "steps": 50, "sampler": "euler", "schedule": "sd3"},
     ),
+    "Flux": ("diffusers' FluxPipeline", {"guidance": 3.5, "steps": 28, "sampler": "euler", "schedule": "flux"}),
+    "Flux without scale": (
+        "FLUX.1 schnell's model card",
+        {"guidance": 1.0, "steps": 4, "sampler": "euler", "schedule": "uniform"},
+    ),
     "LightningDiT": (
         "hustvl/LightningDiT's configuration",
         {"guidance": 6.7, "guidance_channels": GUIDED, "guidance_interval": [0.0, 0.875]},
@@ -182,6 +187,8 @@ def script_guidance(net: Backbone, family: str, tensors: dict[str, Tensor]) -> d
     """
     rows = {len(tensors[key]) for key in tensors.keys() & {*net.label_tables}}
     without_null = not net.text and (net.classes == 0 or rows != {net.classes + 1})
+    if family == "Flux" and not net.inputs:
+        family = "Flux without scale"
     if family not in SCRIPTS or without_null:
         return {}
     script, guidance = SCRIPTS[family]
