@@ -3,8 +3,10 @@
 The first blocks are those of `MMDiT`, and rotary positions take the place of its table. In the others, attention and
 MLP read the same normalized tokens, and their sum is added once ("Scaling Vision Transformers to 22 Billion
 Parameters", Dehghani et al. 2023). Flux.1 dev is distilled from a guided model, and reads the guidance scale as a
-further input (Meng et al., "On Distillation of Guided Diffusion Models", CVPR 2023). In shapes, B is the batch, N the number of image
-tokens, L that of text tokens, D the width, d that of a head, p the patch and h x w the token grid.
+further input (Meng et al., "On Distillation of Guided Diffusion Models", CVPR 2023).
+
+In shapes, B is the batch, N the number of image tokens, L that of text tokens, D the width, d that of a head, p the
+patch and h x w the token grid.
 """
 
 from collections.abc import Sequence
