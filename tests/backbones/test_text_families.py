@@ -36,7 +36,7 @@ TINY = {  # settings of each family that make it small
     "Skip-DiT": {"width": 32, "depth": 3, "heads": 2, "patch": 2, "condition_grid": True},
     "DeepFusion": {"width": 32, "depth": 5, "heads": 4, "kv_heads": 2, "head_width": 8, "patch": 2},
     "PixArt": {"width": 48, "depth": 3, "heads": 2, "patch": 2, "condition_grid": True, "resolution": 1},
-    "MMDiT": {"width": 32, "depth": 2, "heads": 2, "patch": 2, "qk_norm": True, "text_block": True},
+    "MMDiT": {"width": 32, "depth": 3, "heads": 2, "patch": 2, "qk_norm": True, "text_block": True},
     "Flux": {"width": 32, "depth": 1, "single_depth": 2, "heads": 2, "patch": 2, "text_block": True},
     "Hourglass": {"width": 32, "depth": 2, "heads": 2, "outer": [16], "condition_grid": True},
     "Latte": {"width": 32, "depth": 3, "heads": 2, "patch": 2},

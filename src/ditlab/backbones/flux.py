@@ -239,8 +239,7 @@ class Flux(Backbone):
         count = x.shape[1]
         x = torch.cat([x, text], dim=1)  # (B, N + L, D)
         if trace is not None and trace.kept is not None:
-            text_positions = torch.arange(count, x.shape[1], device=x.device).expand(len(x), -1)
-            return routed(self.blocks, x, c, torch.cat([trace.kept, text_positions], dim=1), trace)[:, :count]
+            return routed(self.blocks, x, c, trace.kept, trace)[:, :count]
         for i, block in enumerate(self.blocks):
             x = block(x, c)
             record(trace, i, x)

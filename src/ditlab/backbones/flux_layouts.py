@@ -124,11 +124,12 @@ def from_published(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if block[1] == "double_blocks":
             out[f"blocks.{number}.{known(DOUBLE, block[3], key)[0]}.{kind}"] = value
         elif block[3] == FIRST:
-            rows = value.split((3 * len(value) // 7, 4 * len(value) // 7))
+            rows = torch.split(value, [3 * len(value) // 7, 4 * len(value) // 7])
             out |= {f"blocks.{number}.{name}.{kind}": part for name, part in zip(FIRST_PARTS, rows, strict=True)}
         elif block[3] == LAST and kind == "weight":
-            columns = value.split((len(value), 4 * len(value)), dim=1)
-            out |= {f"blocks.{number}.{name}.{kind}": part for name, part in zip(LAST_PARTS, columns, strict=True)}
+            columns = torch.split(value, [len(value), 4 * len(value)], dim=1)
+            parts = zip(LAST_PARTS, columns, strict=True)
+            out |= {f"blocks.{number}.{name}.{kind}": part.contiguous() for name, part in parts}
         elif block[3] == LAST:
             out[f"blocks.{number}.{LAST_PARTS[0]}.{kind}"] = value
         else:
@@ -199,7 +200,7 @@ def to_diffusers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         table = DOUBLE if block[1] == "double_blocks" else SINGLE
         parts = next(parts for ours, parts in inner(table).values() if ours == block[3])
         units = len(value) // (len(parts) + (3 if block[3] == FIRST else 0))  # the MLP has four of them
-        rows = value.split([*[units] * (len(parts) - 1), len(value) - units * (len(parts) - 1)])
+        rows = torch.split(value, [*[units] * (len(parts) - 1), len(value) - units * (len(parts) - 1)])
         place = f"{LISTS[block[1]]}.{block[2]}"
         out |= {f"{place}.{part}.{kind}": part_of.contiguous() for part, part_of in zip(parts, rows, strict=True)}
     return out
@@ -227,9 +228,9 @@ def known(table: dict[str, Any], stem: str, key: str) -> Any:
 def unpacked(stem: str, value: Tensor) -> Tensor:
     """Return a tensor of a layer around the blocks in ditlab's layout: a kernel (D, C, p, p), or channels fastest."""
     if stem == "img_in" and value.ndim == 2:
-        return value.unflatten(1, (-1, PATCH, PATCH))
+        return torch.unflatten(value, 1, (-1, PATCH, PATCH))
     if stem == "final_layer.linear":
-        return value.unflatten(0, (-1, PATCH, PATCH)).movedim(0, 2).flatten(0, 2)
+        return torch.unflatten(value, 0, (-1, PATCH, PATCH)).movedim(0, 2).flatten(0, 2)
     return value
 
 
@@ -238,7 +239,7 @@ def packed(stem: str, value: Tensor) -> Tensor:
     if stem == "img_in" and value.ndim == 4:
         return value.flatten(1)
     if stem == "final_layer.linear":
-        return value.unflatten(0, (PATCH, PATCH, -1)).movedim(2, 0).flatten(0, 2)
+        return torch.unflatten(value, 0, (PATCH, PATCH, -1)).movedim(2, 0).flatten(0, 2)
     return value
 
 

@@ -166,10 +166,10 @@ def embedded(net: Any, condition: Condition | Tensor) -> tuple[Tensor, Tensor | 
     Raises:
         InputError: a condition without text, or with text of another shape.
     """
-    condition = net.texts(condition)
+    text: Condition = net.texts(condition)
     if net.text_embedder is not None:
-        tokens, mask, vector = net.text_embedder(condition)
+        tokens, mask, vector = net.text_embedder(text)
         return tokens, mask, vector
-    tokens = checked(condition, net.text)
-    pooled = 0.0 if net.y_embedder is None else net.y_embedder(condition.pooled)
-    return net.context_embedder(tokens.to(net.dtype)), condition.mask, pooled
+    tokens = checked(text, net.text)
+    vector = 0.0 if net.y_embedder is None else net.y_embedder(text.pooled)
+    return net.context_embedder(tokens.to(net.dtype)), text.mask, vector

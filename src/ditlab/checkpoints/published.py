@@ -308,14 +308,14 @@ def to_official(pipe: Pipeline) -> dict[str, Tensor]:
     config, kind = pipe.net.config, type(pipe.net)
     if not kind.marks:
         raise InputError(f"{config['name']} has no official layout; convert to ditlab instead")
-    if pipe.objective.built_in is not None:
+    objective = pipe.objective
+    published = read_objective(kind.read_objective(config) | {"learn_variance": objective.learn_variance})
+    if objective.built_in is not None and type(objective) is not type(published):
         raise InputError(
             "a model with guidance built in, such as a flow map, is sampled correctly by ditlab only; convert to ditlab"
         )
     kind.check_published(config)
     tensors = kind.to_published(dict(pipe.net.state_dict()))
-    objective = pipe.objective
-    published = read_objective(kind.read_objective(config) | {"learn_variance": objective.learn_variance})
     if (objective.process, objective.target) == (published.process, published.target):
         return tensors
     if kind is BACKBONES["DiT"] and objective.target == "velocity":
