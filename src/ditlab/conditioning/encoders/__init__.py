@@ -4,7 +4,7 @@ from typing import Any
 
 from ditlab.conditioning.encoders.absent import NoEncoder
 from ditlab.conditioning.encoders.base import Encoder
-from ditlab.conditioning.encoders.flux import Flux
+from ditlab.conditioning.encoders.flux import FluxTexts
 from ditlab.conditioning.encoders.language_model import LanguageModel, MiniLMLayers
 from ditlab.conditioning.encoders.minilm import MiniLM
 from ditlab.conditioning.encoders.pretrained import Pretrained
@@ -19,7 +19,7 @@ ENCODERS: Registry[type[Encoder]] = Registry(
         "minilm": MiniLM,
         "transformers": Pretrained,
         "sd3": SD3,
-        "flux": Flux,
+        "flux": FluxTexts,
         "language-model": LanguageModel,
         "minilm-layers": MiniLMLayers,
     },
@@ -30,7 +30,7 @@ __all__ = [
     "ENCODERS",
     "SD3",
     "Encoder",
-    "Flux",
+    "FluxTexts",
     "LanguageModel",
     "MiniLM",
     "MiniLMLayers",

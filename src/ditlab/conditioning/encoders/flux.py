@@ -16,7 +16,7 @@ T5_TOKENS = 512
 FOLDERS = {"clip": "", "t5": "_2"}  # ends of the names of folders in a pipeline of diffusers
 
 
-class Flux(Encoder):
+class FluxTexts(Encoder):
     """A T5 and a CLIP; tokens (B, t5_length, width of T5), pooled (B, width of CLIP).
 
     Args:
