@@ -59,7 +59,13 @@ SCHEDULER = {  # DiT's process, sampled with DDIM and the strides of DiT's code
 }
 SHIFT_OF_SD3 = 3.0
 FLOW_SCHEDULER = "FlowMatchEulerDiscreteScheduler"
-DYNAMIC = {"base_image_seq_len": 256, "base_shift": 0.5, "max_image_seq_len": 4096, "max_shift": 1.15}  # of Flux.1 dev
+DYNAMIC = {  # the shift of Flux.1 dev
+    "base_image_seq_len": 256,
+    "base_shift": 0.5,
+    "max_image_seq_len": 4096,
+    "max_shift": 1.15,
+    "time_shift_type": "exponential",
+}
 SCHEDULERS = {  # class of the transformer -> its scheduler
     "SD3Transformer2DModel": {
         "_class_name": FLOW_SCHEDULER,
@@ -216,14 +222,13 @@ def with_schedule(sampling: dict[str, Any], folder: Path) -> dict[str, Any]:
         return sampling
     with interpreting(file, "download the whole folder again"):
         shift = float(content.get("shift", 1.0))
-        dynamic = {key: float(content.get(key, value)) for key, value in DYNAMIC.items()}
-    if content.get("use_dynamic_shifting"):
-        if dynamic != DYNAMIC:
-            different = ", ".join(f"{key} {value:g}" for key, value in dynamic.items() if value != DYNAMIC[key])
-            raise InputError(f"{file} has a dynamic shift with {different}; only that of Flux.1 is supported")
-        return sampling | {"schedule": "flux"}
     if sampling.get("schedule") == "sd3":
         return sampling if shift == SHIFT_OF_SD3 else sampling | {"shift": shift}
+    if content.get("use_dynamic_shifting"):
+        given = {key: content.get(key, value) for key, value in DYNAMIC.items()}
+        if different := ", ".join(f"{key} {value}" for key, value in given.items() if value != DYNAMIC[key]):
+            raise InputError(f"{file} has a dynamic shift with {different}; only that of Flux.1 is supported")
+        return sampling | {"schedule": "flux"}
     if shift == 1:
         return sampling | {"schedule": "uniform"}
     return sampling | {"schedule": "shifted", "shift": shift}
