@@ -141,18 +141,30 @@ def test_models_on_the_hub_are_described_by_their_names():
     assert outline("black-forest-labs/FLUX.1-Fill-dev") is None
 
 
+def captioned(folder):
+    """The data section of a recipe, with eight images and their captions."""
+    folder.mkdir()
+    for i in range(8):
+        name = ("red", "blue")[i % 2]
+        Image.new("RGB", (16, 16), name).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"a {name} square")
+    return {"source": str(folder), "size": "16", "conditioner": "text"}
+
+
+def test_initial_weights_do_not_learn_a_scale(tmp_path):
+    train = {"objective": "guidance-input", "images": 8, "batch": 8, "compile": "never", "device": "cpu"}
+    recipe = {"model": {"name": "Flux-XS/4"}, "data": captioned(tmp_path / "data"), "train": train}
+    with pytest.raises(InputError, match=r"the recipe starts from initial weights; set train\.init_from to one"):
+        ditlab.train(recipe, tmp_path / "run", console=Console(quiet=True))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("lora", [0, 2])
 def test_it_is_fine_tuned_and_keeps_reading_the_scale(folder, tmp_path, lora):
     if lora:
         pytest.importorskip("peft")
-    (tmp_path / "data").mkdir()
-    for i in range(8):
-        name = ("red", "blue")[i % 2]
-        Image.new("RGB", (16, 16), name).save(tmp_path / "data" / f"{i}.png")
-        (tmp_path / "data" / f"{i}.txt").write_text(f"a {name} square")
     recipe = {
-        "data": {"source": str(tmp_path / "data"), "size": "16", "conditioner": "text"},
+        "data": captioned(tmp_path / "data"),
         "train": {"init_from": str(folder[0]), "images": 16, "batch": 8, "log_every": 8, "lora": lora, "device": "cpu"}
         | {"precision": "float32", "preview_every": 1000, "save_every": 8, "compile": "never", "label_dropout": 0.0},
         "sample": {"sampler": "euler", "schedule": "flux", "steps": 2},
