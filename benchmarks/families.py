@@ -41,6 +41,7 @@ TINY = {
     "Hourglass": {"width": 32, "depth": 2, "heads": 2},
     "PixArt": PLAIN | TEXT,
     "MMDiT": PLAIN | TEXT | {"pooled_width": 8},
+    "Flux": PLAIN | TEXT | {"pooled_width": 8, "depth": 1, "single_depth": 2},
     "Latte": PLAIN | {"size": (2, 8, 8)},
     "VideoDiT": PLAIN | {"size": (2, 8, 8), "patch_frames": 1},
     "STDiT3": PLAIN | TEXT | {"size": (2, 8, 8)},

@@ -25,6 +25,7 @@ ANY: dict[str, tuple[str, tuple[int, int], dict[str, Any]]] = {
     "DiC": ("DiC-S", (16, 16), {"width": 32}),
     "PDE-Transformer": ("PDE-Transformer-S", (16, 16), {"width": 16, "heads": 2, "patch": 1, "window": 2}),
     "MMDiT": ("MMDiT-S/2", (8, 8), MMDIT | {"condition_grid": False}),
+    "Flux": ("Flux-S/2", (8, 8), MMDIT | {"condition_grid": False, "single_depth": 2}),
 }
 
 

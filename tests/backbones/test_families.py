@@ -51,6 +51,8 @@ TINY = {  # settings of each family that make it small
         "condition_grid": True,
     }
     | {"text_length": 5, "vocabulary": 11, "text_block": True, "classes": 0},
+    "Flux": {"width": 32, "depth": 1, "single_depth": 2, "heads": 2, "patch": 2, "condition_grid": True}
+    | {"text_length": 5, "vocabulary": 11, "text_block": True, "classes": 0},
     "DyDiT": {"width": 32, "depth": 2, "heads": 2, "patch": 2, "budget": 0.6},
     "DeepFusion": {
         "width": 32,
@@ -117,6 +119,7 @@ def test_without_classes_and_on_a_rectangle(family, make):
     expected = {
         "U-ViT": 2 * tokens - 3,
         "MMDiT": 2 * tokens - 5,
+        "Flux": 2 * tokens - 5,
         "PDE-Transformer": tokens,
     }  # windows have a fixed size
     assert net.tokens == expected.get(net.config["name"], 2 * tokens)

@@ -31,7 +31,7 @@ def test_modulations_are_precomputed_for_pairs_of_times():
 
 def test_bad_input():
     for names, line in (
-        (("speed",), 'unknown further input "speed"; choose from: interval, guidance'),
+        (("speed",), 'unknown further input "speed"; choose from: interval, guidance, scale'),
         (("guidance", "guidance"), "further inputs guidance, guidance; give each once"),
     ):
         with pytest.raises(InputError) as error:

@@ -36,7 +36,8 @@ TINY = {  # settings of each family that make it small
     "Skip-DiT": {"width": 32, "depth": 3, "heads": 2, "patch": 2, "condition_grid": True},
     "DeepFusion": {"width": 32, "depth": 5, "heads": 4, "kv_heads": 2, "head_width": 8, "patch": 2},
     "PixArt": {"width": 48, "depth": 3, "heads": 2, "patch": 2, "condition_grid": True, "resolution": 1},
-    "MMDiT": {"width": 32, "depth": 2, "heads": 2, "patch": 2, "qk_norm": True, "text_block": True},
+    "MMDiT": {"width": 32, "depth": 3, "heads": 2, "patch": 2, "qk_norm": True, "text_block": True},
+    "Flux": {"width": 32, "depth": 1, "single_depth": 2, "heads": 2, "patch": 2, "text_block": True},
     "Hourglass": {"width": 32, "depth": 2, "heads": 2, "outer": [16], "condition_grid": True},
     "Latte": {"width": 32, "depth": 3, "heads": 2, "patch": 2},
     "STDiT3": {"width": 32, "depth": 2, "heads": 2, "patch": 2},
@@ -196,7 +197,7 @@ def test_a_condition_that_is_encoded_once_gives_the_same_output(make):
     assert torch.equal(net(x, t, once.other), net(x, t, pair.other))
 
 
-@pytest.mark.parametrize("family", ["DiT", "PixArt", "MMDiT", "Hourglass", "VideoDiT"])
+@pytest.mark.parametrize("family", ["DiT", "PixArt", "MMDiT", "Flux", "Hourglass", "VideoDiT"])
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_sampling_embeds_each_prompt_once(family, guidance, monkeypatch):
     torch.manual_seed(0)

@@ -334,7 +334,7 @@ class TestHub:
 
         monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
         assert same_weights(ditlab.load("somebody/otters-64"), dit())
-        assert asked == [("somebody/otters-64", ["*.json", "*.safetensors"])]
+        assert asked == [("somebody/otters-64", ["*.json", "*.safetensors", "*merges.txt", "*.model"])]
 
     def test_offline_it_says_what_to_do(self):
         with pytest.raises(InputError, match="somebody/otters is not a local path") as caught:

@@ -17,6 +17,7 @@ from ditlab.backbones.dimsum import DiMSUM
 from ditlab.backbones.dit import DiT
 from ditlab.backbones.dydit import DyDiT
 from ditlab.backbones.fit import FiT, FiTv2
+from ditlab.backbones.flux import Flux
 from ditlab.backbones.hourglass import Hourglass
 from ditlab.backbones.inputs import add_inputs
 from ditlab.backbones.latte import Latte
@@ -65,6 +66,7 @@ BACKBONES: Registry[type[Backbone]] = Registry(
         "LDM": LDM,
         "Hourglass": Hourglass,
         "MMDiT": MMDiT,
+        "Flux": Flux,
         "PixArt": PixArt,
         "DeepFusion": DeepFusion,
         "Latte": Latte,
@@ -86,7 +88,7 @@ def create(
     channels: int | None = None,
     classes: int | None = None,
     learn_variance: bool | None = None,
-    inputs: Sequence[str] = (),
+    inputs: Sequence[str] | None = None,
     **options: Any,
 ) -> Backbone:
     """Build a network by name with freshly initialized weights.
@@ -101,7 +103,7 @@ def create(
         channels: channels of the image, video or latent.
         classes: number of classes; 0 is unconditional. The label of the null class is the class count.
         learn_variance: double the output channels; the second half is the learned reverse variance (DDPM only).
-        inputs: further inputs beside the timestep, see `ditlab.backbones.inputs`.
+        inputs: further inputs beside the timestep, see `ditlab.backbones.inputs`; None is those of the named size.
         options: keyword arguments of the family's class, such as `condition` and `qk_norm` for DiT; `width`, `depth`,
             `heads` and `patch` override the size table. None is the value of the named size.
 
@@ -112,6 +114,8 @@ def create(
         InputError: unknown name or option, or sizes that do not fit together.
     """
     kind, sizes = find(name)
+    own = sizes.get("inputs", ())
+    sizes = {key: value for key, value in sizes.items() if key != "inputs"}
     given = {"size": size, "channels": channels, "classes": classes, "learn_variance": learn_variance}
     shape: dict[str, Any] = {**kind.defaults, **{key: value for key, value in given.items() if value is not None}}
     if isinstance(shape["size"], int):
@@ -131,8 +135,10 @@ def create(
     kind.check_rank(shape["size"])
     net = kind(**shape, **settings)
     net.config = {"name": name, **shape, "size": list(shape["size"]), **settings}
+    inputs = own if inputs is None else inputs
     if inputs:
         add_inputs(net, inputs)
+    if inputs or own:
         net.config["inputs"] = list(inputs)
     return net
 

@@ -149,7 +149,8 @@ class Backbone(PublishedForm, AnySize, nn.Module, ABC):
         """Compute the output (B, out_channels, *size).
 
         A family with `repeated` blocks records the output of block i as "blocks.i" in the trace. A family with
-        `routable` blocks passes only the tokens `trace.kept` through them.
+        `routable` blocks passes only the tokens `trace.kept`, to which all tokens belong that are not of the image,
+        through them.
 
         Args:
             x: noisy input (B, *shape).

@@ -14,13 +14,14 @@ from ditlab.backbones.base import Backbone
 from ditlab.backbones.layers import FREQUENCIES, TimeEmbedder, embedding_mlp, set_to_zero, sinusoids
 from ditlab.core.errors import InputError, lookup
 
-INTERVAL, GUIDANCE = "interval", "guidance"
+INTERVAL, GUIDANCE, SCALE = "interval", "guidance", "scale"
 INPUTS = {
     INTERVAL: "time from this evaluation to the next one, 0 to 1 (flow maps)",
     GUIDANCE: "1 / guidance scale, above 0 (guidance that costs no second evaluation)",
+    SCALE: "guidance scale, 1 or more (the same, as Flux.1 dev reads it)",
 }
 """The further inputs that a network can have, and what they mean."""
-RATE = 1000  # inputs of 0 to 1 are embedded like timesteps of 0 to 1000
+RATE = 1000  # inputs of 0 to 1 are embedded like timesteps of 0 to 1000; Flux.1 has this factor for its scale too
 
 
 class FurtherInputs(nn.Module):

@@ -25,10 +25,10 @@ from ditlab.backbones.layers import (
     set_to_zero,
     unpatchify,
 )
-from ditlab.backbones.mmdit_blocks import Context, JointBlock
+from ditlab.backbones.mmdit_blocks import Context, JointBlock, VectorEmbedder, embedded
 from ditlab.backbones.positions import sincos_positions, sincos_table, table_of
 from ditlab.backbones.routing import record, routed
-from ditlab.backbones.text import TextEmbedder, checked, text_shape
+from ditlab.backbones.text import TextEmbedder, text_shape
 from ditlab.core.errors import InputError
 from ditlab.core.types import Condition, Trace
 
@@ -226,7 +226,7 @@ class MMDiT(Backbone):
         """
         h, w = self.grid_of_input(x)
         # fmt: off
-        text, mask, vector = self.embedded(condition)                      # (B, L, D), (B, L), (B, D)
+        text, mask, vector = embedded(self, condition)                     # (B, L, D), (B, L), (B, D)
         c = self.t_embedder(timestep) + vector                             # (B, D)
         x = self.x_embedder(x.to(self.dtype)) + self.positions(h, w)       # (B, N, D)   N = h w
         if self.grid_modulation is not None:
@@ -243,26 +243,11 @@ class MMDiT(Backbone):
         count = x.shape[1]
         x = torch.cat([x, text], dim=1)  # (B, N + L, D)
         if trace is not None and trace.kept is not None:
-            text_positions = torch.arange(count, x.shape[1], device=x.device).expand(len(x), -1)
-            return routed(self.joint_blocks, x, c, torch.cat([trace.kept, text_positions], dim=1), trace)[:, :count]
+            return routed(self.joint_blocks, x, c, trace.kept, trace)[:, :count]
         for i, block in enumerate(self.joint_blocks):
             x = block(x, c)
             record(trace, i, x)
         return x[:, :count]
-
-    def embedded(self, condition: Condition | Tensor) -> tuple[Tensor, Tensor | None, Tensor | float]:
-        """Return the text tokens (B, L, D), the mask (B, L) if there is one, and the pooled text (B, D).
-
-        Raises:
-            InputError: a condition without text, or with text of another shape.
-        """
-        condition = self.texts(condition)
-        if self.text_embedder is not None:
-            return self.text_embedder(condition)
-        assert self.context_embedder is not None
-        tokens = checked(condition, self.text)
-        vector = 0.0 if self.y_embedder is None else self.y_embedder(condition.pooled)
-        return self.context_embedder(tokens.to(self.dtype)), condition.mask, vector
 
     def positions(self, h: int, w: int) -> Tensor:
         """Return the positions (1, h w, D) of a grid, from the center of a table for several sizes if there is one."""
@@ -309,14 +294,3 @@ class MMDiT(Backbone):
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
         side = round(tensors[f"{mmdit_layouts.PREFIX}pos_embed"].shape[1] ** 0.5)
         return mmdit_layouts.to_diffusers(tensors), mmdit_layouts.diffusers_config(config | {"position_side": side})
-
-
-class VectorEmbedder(nn.Module):
-    """Embeds a pooled vector (B, P) as (B, D) with a two-layer MLP."""
-
-    def __init__(self, pooled: int, width: int) -> None:
-        super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(pooled, width), nn.SiLU(), nn.Linear(width, width))
-
-    def forward(self, vector: Tensor) -> Tensor:
-        return self.mlp(vector.to(next(self.mlp.parameters()).dtype))

@@ -5,13 +5,16 @@ In shapes, B is the batch, N the number of image tokens, L that of text tokens a
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ditlab.backbones.layers import Mlp, RMSNorm, attend, modulate, norm
+from ditlab.backbones.positions import rotated
+from ditlab.backbones.text import checked
+from ditlab.core.types import Condition
 
 
 class Context(NamedTuple):
@@ -20,6 +23,19 @@ class Context(NamedTuple):
     vector: Tensor  # (B, D): timestep and pooled text
     length: int  # number of text tokens, which come after the image tokens
     mask: Tensor | None  # (B, L), true for text tokens that count; None if all do
+    rotation: Tensor | None = None  # (2, N + L, D / heads), rotary positions of image and text; None is none
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, where: Tensor | None = None) -> Tensor:
+        """Attention over image and text, with queries, keys and values (B, heads, N + L, D / heads) -> (B, N + L, D).
+
+        `where` (B, N + L) has the positions of the tokens if some are missing. There are fewer queries than keys if the
+        text ends.
+        """
+        if self.rotation is not None:
+            table = self.rotation if where is None else self.rotation[:, where][:, :, None]
+            q, k = rotated(q, table.to(q.dtype)), rotated(k, table.to(k.dtype))
+        mask = None if self.mask is None else F.pad(self.mask, (k.shape[2] - self.length, 0), value=True)[:, None, None]
+        return attend(q, k, v, mask=mask).transpose(1, 2).flatten(2)
 
 
 class UnusedNorm(nn.Module):
@@ -123,8 +139,37 @@ class JointBlock(nn.Module):
         image_parts, text_parts = self.x_block.modulation(c.vector), self.context_block.modulation(c.vector)
         streams = self.x_block.split(image, image_parts), self.context_block.split(text, text_parts)
         q, k, v = (torch.cat(pair, dim=2) for pair in zip(*streams, strict=True))  # (B, heads, N + L, D / heads)
-        mask = None if c.mask is None else F.pad(c.mask, (count, 0), value=True)[:, None, None]
-        attended = attend(q, k, v, mask=mask).transpose(1, 2).flatten(2)  # (B, N + L, D), or N if the text ends
+        attended = c.attend(q, k, v, where)  # (B, N + L, D), or N if the text ends
         image = self.x_block.update(image, attended[:, :count], image_parts)
         text = self.context_block.update(text, attended[:, count:], text_parts)
         return torch.cat([image, text], dim=1)
+
+
+class VectorEmbedder(nn.Module):
+    """Embeds a pooled vector (B, P) as (B, D) with a two-layer MLP."""
+
+    def __init__(self, pooled: int, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(pooled, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, vector: Tensor) -> Tensor:
+        return self.mlp(vector.to(next(self.mlp.parameters()).dtype))
+
+
+def embedded(net: Any, condition: Condition | Tensor) -> tuple[Tensor, Tensor | None, Tensor | float]:
+    """Return the text tokens (B, L, D), the mask (B, L) if there is one, and the pooled text (B, D).
+
+    Args:
+        net: a network with `text_embedder`, or with `context_embedder` and, for a pooled vector, `y_embedder`.
+        condition: the condition, B rows.
+
+    Raises:
+        InputError: a condition without text, or with text of another shape.
+    """
+    text: Condition = net.texts(condition)
+    if net.text_embedder is not None:
+        tokens, mask, vector = net.text_embedder(text)
+        return tokens, mask, vector
+    tokens = checked(text, net.text)
+    vector = 0.0 if net.y_embedder is None else net.y_embedder(text.pooled)
+    return net.context_embedder(tokens.to(net.dtype)), text.mask, vector

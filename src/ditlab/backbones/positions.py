@@ -61,6 +61,19 @@ def clip_rotations(frames: int, h: int, w: int, width: int, by_frame: int = 0) -
     return torch.cat([view.expand(2, frames, h, w, -1) for view in views], dim=-1).flatten(1, 3)
 
 
+def axis_rotations(h: int, w: int, axes: tuple[int, int, int]) -> Tensor:
+    """Compute rotary positions of Flux as cosines and sines (2, h w, sum of axes).
+
+    The first channels are not rotated (their axis, the frame, is 0), the next ones by the row, and the last by the
+    column.
+    """
+    still, row, column = axes
+    rows, columns = frame_rotations(h, row), frame_rotations(w, column)
+    fixed = frame_rotations(1, still)[:, :, None].expand(2, h, w, -1)
+    parts = [fixed, rows[:, :, None].expand(2, h, w, -1), columns[:, None].expand(2, h, w, -1)]
+    return torch.cat(parts, dim=-1).flatten(1, 2)
+
+
 def rotated(x: Tensor, table: Tensor) -> Tensor:
     """Rotate each pair of neighboring channels of x (..., N, D); table (2, ..., N, D) has cosines and sines."""
     orthogonal = torch.stack([-x[..., 1::2], x[..., ::2]], dim=-1).flatten(-2)

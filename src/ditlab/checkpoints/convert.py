@@ -57,7 +57,7 @@ def _write_diffusers(pipe: Pipeline, target: Path, name: str) -> None:
     """
     if pipe.net.diffusers_class:
         tensors, config = pipe.net.to_diffusers(to_official(pipe), pipe.net.config)
-        if scheduler := diffusers.SCHEDULERS.get(pipe.net.diffusers_class):
+        if scheduler := diffusers.scheduler_of(pipe.net):
             write_scheduler(target, scheduler)
     else:
         config = diffusers.transformer_config(pipe.net.config)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ditlab.backbones import BACKBONES, Backbone, create
+from ditlab.backbones.flux_layouts import DIFFUSERS_LENGTH as FLUX_LENGTH
+from ditlab.backbones.inputs import SCALE
 from ditlab.backbones.mmdit_layouts import DIFFUSERS_LENGTH
 from ditlab.backbones.positions import sincos_positions
 from ditlab.conditioning import Text
@@ -56,12 +58,26 @@ SCHEDULER = {  # DiT's process, sampled with DDIM and the strides of DiT's code
     "timestep_spacing": "leading",
 }
 SHIFT_OF_SD3 = 3.0
+FLOW_SCHEDULER = "FlowMatchEulerDiscreteScheduler"
+DYNAMIC = {  # the shift of Flux.1 dev
+    "base_image_seq_len": 256,
+    "base_shift": 0.5,
+    "max_image_seq_len": 4096,
+    "max_shift": 1.15,
+    "time_shift_type": "exponential",
+}
 SCHEDULERS = {  # class of the transformer -> its scheduler
     "SD3Transformer2DModel": {
-        "_class_name": "FlowMatchEulerDiscreteScheduler",
+        "_class_name": FLOW_SCHEDULER,
         "num_train_timesteps": 1000,
         "shift": SHIFT_OF_SD3,
-    }
+    },
+    "FluxTransformer2DModel": {
+        "_class_name": FLOW_SCHEDULER,
+        "num_train_timesteps": 1000,
+        "shift": 1.0,
+        "use_dynamic_shifting": False,
+    },
 }
 PIPELINES: dict[str, tuple[str, dict[str, Any]]] = {  # class of the transformer -> its pipeline, and its defaults
     "DiTTransformer2DModel": ("diffusers' DiTPipeline", {"guidance": 4.0}),  # on all channels
@@ -74,6 +90,7 @@ OLD_NAMES = {
     "ada_norm_single": "PixArtTransformer2DModel"
 }  # norm_type of a Transformer2DModel -> class that replaced it
 SHIFT = "_frequency_shift"  # ditlab's key in diffusers' config; diffusers ignores keys that begin with an underscore
+FLUX_NAMED = re.compile(r"(?:.*/)?FLUX\.1-(dev|schnell)")
 SD3_NAMED = re.compile(r"(?:.*/)?stable-diffusion-(3|3\.5)-(medium|large)(?:-.*)?")
 NAMED = re.compile(r"(?:.*/)?DiT-(S|B|L|XL)-([248])(?:-.*)?")
 QKV = re.compile(r"transformer_blocks\.(\d+)\.attn1\.to_q\.(weight|bias)")
@@ -185,15 +202,36 @@ def read_shards(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def read_shift(folder: Path) -> dict[str, float]:
-    """Return the shift of the schedule in a pipeline folder, as a sampling setting; empty if it is the default."""
+def scheduler_of(net: Backbone) -> dict[str, Any] | None:
+    """Return the scheduler_config.json of a network that diffusers samples; None if it is not known."""
+    scheduler = SCHEDULERS.get(net.diffusers_class)
+    if SCALE in net.inputs and scheduler is not None:  # Flux.1 dev
+        return scheduler | {"shift": 3.0, "use_dynamic_shifting": True} | DYNAMIC
+    return scheduler
+
+
+def with_schedule(sampling: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return sampling settings with the schedule of the scheduler in a pipeline folder, if it has one of flow matching.
+
+    Raises:
+        InputError: a dynamic shift other than that of Flux.1.
+    """
     file = folder / "scheduler" / "scheduler_config.json"
     content = read_json(file) if file.is_file() else {}
-    if content.get("_class_name") != "FlowMatchEulerDiscreteScheduler":
-        return {}
+    if content.get("_class_name") != FLOW_SCHEDULER:
+        return sampling
     with interpreting(file, "download the whole folder again"):
         shift = float(content.get("shift", 1.0))
-    return {} if shift == SHIFT_OF_SD3 else {"shift": shift}
+    if sampling.get("schedule") == "sd3":
+        return sampling if shift == SHIFT_OF_SD3 else sampling | {"shift": shift}
+    if content.get("use_dynamic_shifting"):
+        given = {key: content.get(key, value) for key, value in DYNAMIC.items()}
+        if different := ", ".join(f"{key} {value}" for key, value in given.items() if value != DYNAMIC[key]):
+            raise InputError(f"{file} has a dynamic shift with {different}; only that of Flux.1 is supported")
+        return sampling | {"schedule": "flux"}
+    if shift == 1:
+        return sampling | {"schedule": "uniform"}
+    return sampling | {"schedule": "shifted", "shift": shift}
 
 
 def transformer_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -301,13 +339,16 @@ def outline(hub_id: str) -> Pipeline | None:
     """Describe a published model by the name of its hub repository, without its weights.
 
     Args:
-        hub_id: such as "facebook/DiT-XL-2-256" or "stabilityai/stable-diffusion-3.5-medium".
+        hub_id: such as "facebook/DiT-XL-2-256", "stabilityai/stable-diffusion-3.5-medium" or
+            "black-forest-labs/FLUX.1-dev".
 
     Returns:
         A model on the meta device, which has sizes and objective but no values; None for other names.
     """
     if (sd3 := SD3_NAMED.fullmatch(hub_id)) is not None:
-        return _outline_of_sd3(f"SD{sd3[1]}-{sd3[2]}")
+        return _outline_with_text(f"MMDiT-SD{sd3[1]}-{sd3[2]}", text_length=DIFFUSERS_LENGTH)
+    if (flux := FLUX_NAMED.fullmatch(hub_id)) is not None:
+        return _outline_with_text(f"Flux-{flux[1]}", text_length=FLUX_LENGTH, unit_time=True)
     match = NAMED.fullmatch(hub_id)
     if match is None:
         return None
@@ -316,9 +357,8 @@ def outline(hub_id: str) -> Pipeline | None:
     return Pipeline(net, Objective(DDPM(), "eps", learn_variance=True))
 
 
-def _outline_of_sd3(size: str) -> Pipeline:
-    kind = BACKBONES["MMDiT"]
+def _outline_with_text(name: str, **options: Any) -> Pipeline:
     with torch.device("meta"):
-        net = create(f"MMDiT-{size}", text_length=DIFFUSERS_LENGTH)
+        net = create(name, **options)
     text = Text(NoEncoder(net.text.length, net.text.width, net.text.pooled).config)
-    return Pipeline(net, read_objective(kind.read_objective({})), conditioner=text)
+    return Pipeline(net, read_objective(net.read_objective(net.config)), conditioner=text)

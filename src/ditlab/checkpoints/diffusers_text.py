@@ -6,7 +6,7 @@ from typing import Any
 
 from ditlab.backbones import Backbone
 from ditlab.conditioning import Text
-from ditlab.conditioning.encoders import SD3, Encoder, NoEncoder
+from ditlab.conditioning.encoders import SD3, Encoder, FluxTexts, NoEncoder
 from ditlab.core.errors import InputError
 from ditlab.core.weights import read_json
 
@@ -18,7 +18,12 @@ def sd3(folder: Path, net: Backbone) -> Encoder:
     return SD3.from_pipeline(folder, width=net.text.width)
 
 
-OPEN: dict[str, Callable[[Path, Backbone], Encoder]] = {"StableDiffusion3Pipeline": sd3}
+def flux(folder: Path, net: Backbone) -> Encoder:
+    """Open the CLIP and the T5 of Flux.1."""
+    return FluxTexts.from_pipeline(folder, t5_length=net.text.length)
+
+
+OPEN: dict[str, Callable[[Path, Backbone], Encoder]] = {"StableDiffusion3Pipeline": sd3, "FluxPipeline": flux}
 """Class of the pipeline -> what opens its text encoders."""
 
 

@@ -45,8 +45,8 @@ def load(
     """Load a model of any supported layout.
 
     Supported are ditlab's model and run folders; published checkpoints of the families with `marks` and of SiT (.pt or
-    safetensors: a state dict, or a training checkpoint with `model` and `ema`); and diffusers folders of DiT, PixArt
-    and Stable Diffusion 3 (a pipeline with `transformer/`, or the transformer alone).
+    safetensors: a state dict, or a training checkpoint with `model` and `ema`); and diffusers folders of DiT, PixArt,
+    Stable Diffusion 3 and Flux.1 (a pipeline with `transformer/`, or the transformer alone).
 
     Args:
         path: file or folder, or the id of a hub repository such as "facebook/DiT-XL-2-256".
@@ -158,7 +158,9 @@ def _load_diffusers(path: Path, folder: Path, overrides: dict[str, Any]) -> Pipe
     name = pipe.net.diffusers_class or "DiTTransformer2DModel"
     if "sample" in pipe.config and name in diffusers.PIPELINES:  # their defaults differ from those of the scripts
         origin, sampling = diffusers.PIPELINES[name]
-        pipe.config |= {"sample": sampling | diffusers.read_shift(path), GUIDANCE_ORIGIN: origin}
+        pipe.config |= {"sample": sampling, GUIDANCE_ORIGIN: origin}
+    if "sample" in pipe.config:
+        pipe.config["sample"] = diffusers.with_schedule(pipe.config["sample"], path)
     return pipe
 
 

@@ -41,6 +41,11 @@ SCRIPTS: dict[str, tuple[str, dict[str, Any]]] = {  # published script of a fami
         "Stability-AI/sd3-ref's sd3_infer.py",
         {"guidance": 5.0, "steps": 50, "sampler": "euler", "schedule": "sd3"},
     ),
+    "Flux": ("diffusers' FluxPipeline", {"guidance": 3.5, "steps": 28, "sampler": "euler", "schedule": "flux"}),
+    "Flux without scale": (
+        "FLUX.1 schnell's model card",
+        {"guidance": 1.0, "steps": 4, "sampler": "euler", "schedule": "uniform"},
+    ),
     "LightningDiT": (
         "hustvl/LightningDiT's configuration",
         {"guidance": 6.7, "guidance_channels": GUIDED, "guidance_interval": [0.0, 0.875]},
@@ -182,6 +187,8 @@ def script_guidance(net: Backbone, family: str, tensors: dict[str, Tensor]) -> d
     """
     rows = {len(tensors[key]) for key in tensors.keys() & {*net.label_tables}}
     without_null = not net.text and (net.classes == 0 or rows != {net.classes + 1})
+    if family == "Flux" and not net.inputs:
+        family = "Flux without scale"
     if family not in SCRIPTS or without_null:
         return {}
     script, guidance = SCRIPTS[family]
@@ -301,14 +308,14 @@ def to_official(pipe: Pipeline) -> dict[str, Tensor]:
     config, kind = pipe.net.config, type(pipe.net)
     if not kind.marks:
         raise InputError(f"{config['name']} has no official layout; convert to ditlab instead")
-    if pipe.objective.built_in is not None:
+    objective = pipe.objective
+    published = read_objective(kind.read_objective(config) | {"learn_variance": objective.learn_variance})
+    if objective.built_in is not None and type(objective) is not type(published):
         raise InputError(
             "a model with guidance built in, such as a flow map, is sampled correctly by ditlab only; convert to ditlab"
         )
     kind.check_published(config)
     tensors = kind.to_published(dict(pipe.net.state_dict()))
-    objective = pipe.objective
-    published = read_objective(kind.read_objective(config) | {"learn_variance": objective.learn_variance})
     if (objective.process, objective.target) == (published.process, published.target):
         return tensors
     if kind is BACKBONES["DiT"] and objective.target == "velocity":

@@ -78,7 +78,7 @@ class CaptionEncoding:
     captions: Annotated[bool, Parameter(negative="")] = False
     """Encode the captions instead of the images."""
     encoder: str = "minilm"
-    """With --captions: the text encoder: minilm, transformers or sd3."""
+    """With --captions: the text encoder: minilm, transformers, sd3 or flux."""
     encoder_options: dict[str, float | str] = dataclasses.field(default_factory=dict)
     """With --captions: options of the encoder, such as --encoder-options.length 32."""
     caption_template: str = ""

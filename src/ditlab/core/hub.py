@@ -38,6 +38,9 @@ def fetch(path: str | Path, token: str | None = None, cache_dir: str | Path | No
     return local
 
 
+FETCHED = ["*.json", "*.safetensors", "*merges.txt", "*.model"]  # the last two are the vocabularies of text encoders
+
+
 def is_hub_id(text: str) -> bool:
     """Whether a text has the form "owner/name" or "owner/name@revision", and is no local path."""
     return re.fullmatch(r"\w[\w.-]*/[\w.-]*\w(@[\w./-]+)?", text) is not None and not Path(text).parent.exists()
@@ -67,11 +70,11 @@ def _download(path: str, token: str | None, cache_dir: str | Path | None) -> Pat
     options = {"revision": revision, "token": token, "cache_dir": cache_dir and expand(str(cache_dir))}
     given = {key: value for key, value in options.items() if value}
     try:
-        return Path(hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors"], **given))
+        return Path(hub.snapshot_download(name, allow_patterns=FETCHED, **given))
     except Exception as error:  # the library raises many types of error: no network, no such repository, no access
         raise InputError(
             f"{name} is not a local path and cannot be downloaded from the hub ({reason(error)}); download its "
-            f"*.json and *.safetensors files on another machine and give their folder"
+            f"{', '.join(FETCHED[:-1])} and {FETCHED[-1]} files on another machine and give their folder"
         ) from error
 
 

@@ -13,7 +13,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from ditlab.backbones.inputs import GUIDANCE, INTERVAL
+from ditlab.backbones.inputs import GUIDANCE, INTERVAL, SCALE
 from ditlab.core.errors import InputError
 from ditlab.diffusion.objective import Objective
 
@@ -71,6 +71,20 @@ class Guided(Objective):
     def further(self, t: Tensor, s: Tensor, scale: Tensor) -> dict[str, Tensor]:
         """Return the further inputs of the network by name, () or (B,)."""
         return {GUIDANCE: 1 / scale}
+
+
+@dataclass(frozen=True)
+class GuidanceInput(Guided):
+    """A model that reads the guidance scale itself in place of 1 / scale, as Flux.1 dev does."""
+
+    guidance: tuple[float, float] = (1.0, 100.0)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return (SCALE,)
+
+    def further(self, t: Tensor, s: Tensor, scale: Tensor) -> dict[str, Tensor]:
+        return {SCALE: scale}
 
 
 @dataclass(frozen=True)

@@ -176,7 +176,8 @@ class Objective:
         given = condition.given if isinstance(condition, Condition) else None
         x = in_given(given, x0, self.process.add_noise(x0, eps, t))
         tracing = {} if trace is None else {"trace": trace}
-        output, variance = self.split(net(x, self.clock(t, x, given), condition, **tracing), x)
+        clock = self.timesteps(t, t, x) if given is None else self.clock(t, x, given)
+        output, variance = self.split(net(x, clock, condition, **tracing), x)
         a, b = (per_image(c, x) for c in TARGETS[self.target](self.process, t))
         wanted = a * x0 + b * eps
         return Regression(x0, x, t, in_given(given, wanted, output), wanted, variance, given)

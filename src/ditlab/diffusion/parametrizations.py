@@ -6,14 +6,20 @@ from typing import Any
 from ditlab.config.sections import Diffusion
 from ditlab.core.errors import InputError
 from ditlab.core.registry import Registry
-from ditlab.diffusion.flow_map import FlowMap, Guided
+from ditlab.diffusion.flow_map import FlowMap, GuidanceInput, Guided
 from ditlab.diffusion.next_state import NextState
 from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import make_process, process_name, process_options
 
 PARAMETRIZATIONS: Registry[type[Objective]] = Registry(
     "parametrization",
-    {"regression": Objective, "guided": Guided, "flow-map": FlowMap, "next-state": NextState},
+    {
+        "regression": Objective,
+        "guided": Guided,
+        "guidance-input": GuidanceInput,
+        "flow-map": FlowMap,
+        "next-state": NextState,
+    },
     base=Objective,
 )
 """How the output of a network is read; the name is saved with the model."""

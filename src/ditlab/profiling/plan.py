@@ -23,7 +23,6 @@ from ditlab.core.errors import InputError, lookup
 from ditlab.core.hub import is_hub_id
 from ditlab.core.units import GIB, counted, duration
 from ditlab.data import Dataset, open_dataset
-from ditlab.diffusion.parametrizations import completed
 from ditlab.evaluation import measure
 from ditlab.inference.optimize.precision import quick_precision
 from ditlab.inference.optimize.timing import CLOCKS, interleaved, waiter
@@ -33,7 +32,7 @@ from ditlab.profiling.settings import line as settings_line
 from ditlab.training.captions import CaptionConditions, Captions, read_captions
 from ditlab.training.checks import check_recipe
 from ditlab.training.ema import EMA
-from ditlab.training.init_from import continued
+from ditlab.training.init_from import completed_recipe, continued
 from ditlab.training.losses import make_context, trial_step
 from ditlab.training.memory import (
     USABLE,
@@ -173,7 +172,7 @@ def subject_of(recipe: Recipe, shape: Shape | None) -> Subject:
         shape: shape of the network if the data is not available; None to open the data.
     """
     source = source_of(recipe.train.init_from, shape)
-    recipe = replace(recipe, diffusion=completed(recipe.diffusion, None if source is None else source.objective))
+    recipe = completed_recipe(recipe, None if source is None else source.objective)
     if source is not None:
         recipe = replace(recipe, model=continued(recipe.model, source))
     if shape is not None:

@@ -25,7 +25,6 @@ from ditlab.data.content import files_identity
 from ditlab.data.npz import read_about
 from ditlab.data.parse import DIVISION, SampleNpz, content_identity
 from ditlab.diffusion.objective import Objective
-from ditlab.diffusion.parametrizations import completed
 from ditlab.evaluation import protocols as protocol
 from ditlab.evaluation.features import Features, open_features
 from ditlab.evaluation.gather import check_fit
@@ -40,6 +39,7 @@ from ditlab.study.measures import measure_of
 from ditlab.study.measures.base import Measure, opened
 from ditlab.study.recipe import Study
 from ditlab.training.checks import check_guidance, check_recipe
+from ditlab.training.init_from import completed_recipe
 from ditlab.training.objectives import OBJECTIVES
 
 # Hashes use the names that settings had at first, so that a renamed setting does not change them.
@@ -236,7 +236,7 @@ def rehearse(recipe: Recipe, settings: Evaluation) -> EvaluationPlan:
     for metric in settings.metrics:
         lookup(METRICS, metric, "metric")
     dataset, _, started = opened(recipe.data, recipe.train.init_from)
-    recipe = replace(recipe, diffusion=completed(recipe.diffusion, started))
+    recipe = completed_recipe(recipe, started)
     classes = recipe.data.classes or len(dataset.classes)
     check_guidance(recipe, classes > 0)
     filled_in = partial(resolve, objective=reading_of_model(recipe), defaults=default, conditional=classes > 0)
@@ -267,7 +267,7 @@ def rehearse_measure(recipe: Recipe, settings: Evaluation, measure: Measure) -> 
     """
     measure.check(recipe, settings)
     _, _, started = opened(recipe.data, recipe.train.init_from)
-    objective = reading_of_model(replace(recipe, diffusion=completed(recipe.diffusion, started)))
+    objective = reading_of_model(completed_recipe(recipe, started))
     sampling = resolve(settings.sampling().given(), objective, defaults=recipe.sample, conditional=True)
     settings = replace(settings, **sampling.options.given() | {"schedule": settings.schedule or recipe.sample.schedule})
     return EvaluationPlan(settings, sampling.evaluations, sampling.schedule, None)

@@ -8,6 +8,7 @@ zeros) or dropped. Process, target and timestep input are those of the source mo
 import inspect
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,14 +21,15 @@ from torch import Tensor
 from ditlab.backbones import BACKBONES, SHAPE, Backbone, find, name_of
 from ditlab.backbones.text import TEXT_OPTIONS
 from ditlab.conditioning import ClassLabels
-from ditlab.config.sections import Diffusion, Model
+from ditlab.config.sections import Diffusion, Model, Recipe, Train
 from ditlab.core.errors import InputError, nearest_path
 from ditlab.core.formats import parse_json, parse_toml
 from ditlab.core.sizes import read_text
 from ditlab.core.spelling import nfc
 from ditlab.core.terminal import cell
+from ditlab.diffusion.flow_map import GuidanceInput
 from ditlab.diffusion.objective import Objective
-from ditlab.diffusion.parametrizations import follows_source, make_objective
+from ditlab.diffusion.parametrizations import completed, follows_source, make_objective
 from ditlab.diffusion.process import Process, process_name, process_options
 from ditlab.inference.pipeline import Pipeline
 
@@ -234,6 +236,20 @@ def continued(model: Model, source: Pipeline) -> Model:
         options["name"] = name_of(new_class, options)
     options |= {key: value for key, value in model.options.items() if key in changeable}
     return Model(**options)
+
+
+def completed_recipe(recipe: Recipe, source: Objective | None) -> Recipe:
+    """Fill in what a recipe leaves out and the model to start from decides; a network that reads the guidance scale
+    keeps doing so.
+
+    Args:
+        recipe: the settings.
+        source: the objective of the model to start from; None for initial weights.
+    """
+    train = recipe.train
+    if isinstance(source, GuidanceInput) and train.objective == Train().objective:
+        train = replace(train, objective="guidance-input")
+    return replace(recipe, train=train, diffusion=completed(recipe.diffusion, source))
 
 
 def inherited(settings: Diffusion, source: Objective, origin: str) -> str:

@@ -20,7 +20,6 @@ from ditlab.core.units import counted
 from ditlab.core.weights import ADAPTER, BASE, newest_checkpoint, read_config, state_hash
 from ditlab.data import open_dataset, parse_source
 from ditlab.data.summary import report_data, report_unreadable
-from ditlab.diffusion.parametrizations import completed
 from ditlab.inference.base import PROMPTS
 from ditlab.inference.finite import check_weights
 from ditlab.inference.optimize.compilation import compile_and_tell, wanted
@@ -40,7 +39,7 @@ from ditlab.training.checks import (
 )
 from ditlab.training.elastic import PROCESSES, divide_batch, left_alone
 from ditlab.training.ema import EMA
-from ditlab.training.init_from import continued, copy_frozen, freeze, inherited, report, transfer
+from ditlab.training.init_from import completed_recipe, continued, copy_frozen, freeze, inherited, report, transfer
 from ditlab.training.job import Job
 from ditlab.training.losses import make_context, trial_step
 from ditlab.training.memory import (
@@ -151,7 +150,7 @@ def open_source(job: Job) -> None:
             job.say(inherited(recipe.diffusion, job.source.objective, origin))
         recipe = replace(recipe, model=continued(recipe.model, job.source))
     source = None if job.source is None else job.source.objective
-    job.recipe = replace(recipe, diffusion=completed(recipe.diffusion, source))
+    job.recipe = completed_recipe(recipe, source)
 
 
 def build_model(job: Job) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 from ditlab.conditioning.encoders.absent import NoEncoder
 from ditlab.conditioning.encoders.base import Encoder
+from ditlab.conditioning.encoders.flux import FluxTexts
 from ditlab.conditioning.encoders.language_model import LanguageModel, MiniLMLayers
 from ditlab.conditioning.encoders.minilm import MiniLM
 from ditlab.conditioning.encoders.pretrained import Pretrained
@@ -18,6 +19,7 @@ ENCODERS: Registry[type[Encoder]] = Registry(
         "minilm": MiniLM,
         "transformers": Pretrained,
         "sd3": SD3,
+        "flux": FluxTexts,
         "language-model": LanguageModel,
         "minilm-layers": MiniLMLayers,
     },
@@ -28,6 +30,7 @@ __all__ = [
     "ENCODERS",
     "SD3",
     "Encoder",
+    "FluxTexts",
     "LanguageModel",
     "MiniLM",
     "MiniLMLayers",

@@ -3,6 +3,7 @@
 from ditlab.core.registry import Registry
 from ditlab.training.objectives.base import TrainingObjective
 from ditlab.training.objectives.correction import Correction
+from ditlab.training.objectives.guidance_input import GuidanceInputRegression
 from ditlab.training.objectives.guided import GuidedRegression
 from ditlab.training.objectives.halves import Halves
 from ditlab.training.objectives.mean_flow import MeanFlow
@@ -15,6 +16,7 @@ OBJECTIVES: Registry[type[TrainingObjective]] = Registry(
     {
         "regression": RegressionObjective,
         "guided": GuidedRegression,
+        "guidance-input": GuidanceInputRegression,
         "halves": Halves,
         "pairs": Pairs,
         "correction": Correction,
