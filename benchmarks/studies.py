@@ -34,6 +34,9 @@ STUDIES = (
     "families",
     "families-letters",
     "flow-against-ddpm",
+    "skips-and-caching",
+    "early-exit",
+    "frequencies",
 )
 DOCS = Path(__file__).parents[1] / "docs" / "studies"
 AGAIN = "again.json"  # the verdicts with other seeds

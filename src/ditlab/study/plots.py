@@ -97,7 +97,7 @@ def scatter(plot: Plot, entries: Sequence[Entry], axes: Any) -> Line | None:
             linestyle="-" if groups else "none", label=pattern.partition(", *")[0].strip(", *") or None,
         )  # fmt: skip
     if groups:
-        axes.legend(frameon=False, labelcolor=INK)
+        axes.legend(frameon=False, labelcolor=INK, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)  # above the axes
     elif len(entries) <= NAMED:
         heights = [position(entry, plot.y) for entry in entries]
         near = 0.06 * (max(heights) - min(heights))

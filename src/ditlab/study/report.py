@@ -85,8 +85,9 @@ def conditions(findings: Findings) -> str:
     seeds = f"Training seed{'s' * (len(study.seeds) > 1)} {', '.join(map(str, study.seeds))}"
     settings = [evaluation.settings for part in findings.parts for evaluation in part.evaluations.values()]
     counts = sorted({study.sample_sets * evaluation.count for evaluation in settings})
-    references = sorted({evaluation.reference for evaluation in settings})
-    features = sorted({evaluation.features or default_features(evaluation.reference) for evaluation in settings})
+    compared = [evaluation for evaluation in settings if evaluation.reference]  # others measure the model itself
+    references = sorted({evaluation.reference for evaluation in compared})
+    features = sorted({evaluation.features or default_features(evaluation.reference) for evaluation in compared})
     same = [
         f"{name} {values.pop()}"
         for name in COSTS
