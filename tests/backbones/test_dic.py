@@ -19,7 +19,12 @@ def published(golden):
 
 @pytest.mark.parametrize(
     ("name", "millions", "gmacs"),
-    [("S", 32.8, 5.87), ("B", 129.5, 23.44), ("XL", 702.3, 116.1), ("H", 1034.5, 204.3)],
+    [
+        ("S", 32.8, 5.87),
+        ("B", 129.5, 23.44),
+        pytest.param("XL", 702.3, 116.1, marks=pytest.mark.slow),
+        pytest.param("H", 1034.5, 204.3, marks=pytest.mark.slow),
+    ],
 )
 def test_cost_agrees_with_the_paper(name, millions, gmacs):
     cost = measure(lambda: create(f"DiC-{name}"))

@@ -20,7 +20,14 @@ def published(golden):
     return vectors, {k.removeprefix("state."): v for k, v in vectors.items() if k.startswith("state.")}
 
 
-@pytest.mark.parametrize(("name", "millions", "gmacs"), [("S", 33.2, 19.8), ("B", 130.6, 76.9), ("L", 518.1, 303.1)])
+@pytest.mark.parametrize(
+    ("name", "millions", "gmacs"),
+    [
+        ("S", 33.2, 19.8),
+        pytest.param("B", 130.6, 76.9, marks=pytest.mark.slow),
+        pytest.param("L", 518.1, 303.1, marks=pytest.mark.slow),
+    ],
+)
 def test_cost_agrees_with_the_published_code(name, millions, gmacs):
     cost = measure(lambda: create(f"PDE-Transformer-{name}", size=256, channels=2, learn_variance=False))
     assert cost.parameters == pytest.approx(millions * 1e6, rel=2e-3)

@@ -60,6 +60,7 @@ MORE = {  # name of a test -> family and options, for families with several ways
     ),
     "DiT adaln": ("DiT", WORDS | {"condition": "adaln", "condition_grid": True, "swiglu": True}),
 }
+ONCE = [f"{family} pooled" for family in FAMILIES] + list(MORE)  # each family with the most parts of a condition
 CASES = {f"{family} {kind}": (family, TINY[family] | KINDS[kind]) for family in FAMILIES for kind in KINDS} | MORE
 
 
@@ -162,6 +163,7 @@ def test_tokens_bypass_blocks_in_training(make):
     assert net(x, t, text, trace=Trace(kept=everything[:, ::2])).shape == x.shape
 
 
+@pytest.mark.parametrize("make", ONCE, indirect=True)
 def test_low_rank_updates_change_it_and_are_merged(make):
     pytest.importorskip("peft")
     net = perturbed(make(), 0.05)
@@ -215,6 +217,7 @@ def test_sampling_embeds_each_prompt_once(family, guidance, monkeypatch):
     assert sum(calls) == 5 * (2 if guidance == 1 else 4)
 
 
+@pytest.mark.parametrize("make", ONCE, indirect=True)
 def test_cost_is_measured_without_weights(make):
     net = make()
     cost = measure(make)
@@ -265,6 +268,7 @@ def test_it_becomes_a_graph(case, tmp_path):
         assert relative(torch.from_numpy(found), pipe.net(x, t, text)) < 1e-5
 
 
+@pytest.mark.parametrize("make", ONCE, indirect=True)
 def test_it_is_saved_and_read_again(make, tmp_path):
     net = perturbed(make(), 0.05).eval()
     Pipeline(net, Objective()).save(tmp_path / "model")

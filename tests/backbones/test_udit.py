@@ -33,7 +33,11 @@ def published(golden):
 
 @pytest.mark.parametrize(
     ("name", "millions", "unfused", "gmacs"),
-    [("S", 52.05, 58.90, 6.04), ("B", 204.43, 231.25, 22.22), ("L", 810.19, 916.34, 85.00)],
+    [
+        ("S", 52.05, 58.90, 6.04),
+        pytest.param("B", 204.43, 231.25, 22.22, marks=pytest.mark.slow),
+        pytest.param("L", 810.19, 916.34, 85.00, marks=pytest.mark.slow),
+    ],
 )
 def test_cost_agrees_with_the_paper(name, millions, unfused, gmacs):
     cost = measure(lambda: create(f"U-DiT-{name}"))
@@ -156,11 +160,11 @@ SIZES_T = {"width": 48, "heads": 2, "depths": [1, 2, 4, 2, 1]}  # of our own: th
     ("rung", "width", "gmacs", "tokens"),
     [
         ("full attention", 48, 1.40, 1024),
-        ("full attention", 36, 0.92, 1024),  # slim
+        pytest.param("full attention", 36, 0.92, 1024, marks=pytest.mark.slow),  # slim
         ("key-value down-sampling", 48, 0.91, 1024),
-        ("token down-sampling, unshuffle only", 48, 0.89, 256),
+        pytest.param("token down-sampling, unshuffle only", 48, 0.89, 256, marks=pytest.mark.slow),
         ("token down-sampling", 48, 0.91, 256),
-        ("RoPE2D", 48, 0.91, 256),
+        pytest.param("RoPE2D", 48, 0.91, 256, marks=pytest.mark.slow),
         ("re-parametrisation", 48, 0.95, 256),
     ],
 )

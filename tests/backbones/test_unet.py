@@ -15,8 +15,8 @@ TINY = {"size": 16, "channels": 3, "classes": 3, "width": 16, "multiples": [1, 2
     [
         ("ADM-64", {"size": 64, "channels": 3}, 295.9, None, 1024),
         ("ADM-128", {"size": 128, "channels": 3}, 421.5, 307, 1024),
-        ("ADM-256", {"size": 256, "channels": 3}, 553.8, 1120, 1024),
-        ("ADM-512", {"size": 512, "channels": 3}, 559.0, 1983, 1024),
+        pytest.param("ADM-256", {"size": 256, "channels": 3}, 553.8, 1120, 1024, marks=pytest.mark.slow),
+        pytest.param("ADM-512", {"size": 512, "channels": 3}, 559.0, 1983, 1024, marks=pytest.mark.slow),
         ("LDM-4", {"size": 64, "channels": 3, "learn_variance": False}, 400.9, 104, 1024),
         ("LDM-8", {"size": 32, "channels": 4, "learn_variance": False}, 395.0, 57, 1024),
     ],

@@ -48,7 +48,7 @@ def latent_pipeline(family="DiT", objective=None):
 
 
 @pytest.mark.parametrize(
-    "family", [pytest.param(name, marks=() if name in ("DiT", "Hourglass") else pytest.mark.slow) for name in TINY]
+    "family", [pytest.param(name, marks=() if name == "DiT" else pytest.mark.slow) for name in TINY]
 )
 def test_every_family_becomes_a_graph_of_any_batch_size(family, tmp_path):
     """Also of a flow map with a free guidance scale, whose network has further inputs."""
