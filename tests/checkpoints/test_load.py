@@ -337,7 +337,9 @@ class TestHub:
         assert asked == [("somebody/otters-64", ["*.json", "*.safetensors", "*merges.txt", "*.model"])]
 
     def test_offline_it_says_what_to_do(self):
-        with pytest.raises(InputError, match="somebody/otters is not a local path") as caught:
+        with pytest.raises(
+            InputError, match="there is no local path somebody/otters, and no such hub repository"
+        ) as caught:
             ditlab.load("somebody/otters")
         assert "give their folder" in str(caught.value)
         assert "\n" not in str(caught.value)

@@ -44,6 +44,38 @@ def test_frames_are_given_and_recorded(ditlab, model, tmp_path):
     assert np.array_equal(clip_in(tmp_path / "again"), clip_in(tmp_path / "long"))
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("--given", "0=a.png", "-1=b.png"),
+        ("--given", "-1=b.png", "0=a.png"),
+        ("--given=-1=b.png", "--given", "0=a.png"),
+        ("--given", "0=a.png", "--given=-1=b.png"),
+    ],
+)
+def test_a_negative_frame_counts_from_the_end(ditlab, model, tmp_path, given):
+    ditlab("sample", model, *given, *OPTIONS, "--out", "one")
+    clip = clip_in(tmp_path / "one")
+    assert np.array_equal(clip[[0, 3], ..., 0], np.stack([np.asarray(Image.open(f"{name}.png")) for name in "ab"]))
+    ditlab("sample", "--like", "one", "--out", "two")
+    assert np.array_equal(clip_in(tmp_path / "two"), clip)
+
+
+def test_the_frame_rate_is_recorded_and_repeated(ditlab, model, tmp_path):
+    """The model itself plays 8 frames per second."""
+    options = (*OPTIONS[:-1], "webp")
+    asked = {"one": (model, *options, "--fps", 2), "two": ("--like", "one"), "three": ("--like", "two", "--fps", 4)}
+    for name, words in asked.items():
+        ditlab("sample", *words, "--out", name)
+    rates = {name: json.loads((tmp_path / name / "samples.json").read_text())["fps"] for name in asked}
+    assert rates == {"one": 2, "two": 2, "three": 4}
+    for name, rate in rates.items():
+        (file,) = (tmp_path / name).glob("*.webp")
+        with Image.open(file) as video:
+            video.load()
+            assert video.info["duration"] == 1000 / rate
+
+
 def test_frames_of_another_size_are_shown_recorded_and_repeated(ditlab, model, tmp_path):
     given = ("--given", "0=a.png", "--size", "6x8x8")
     said = ditlab("sample", model, *OPTIONS, *given, "--out", "one").err
@@ -66,7 +98,7 @@ def test_frames_of_another_size_are_shown_recorded_and_repeated(ditlab, model, t
     [
         (("--size", "4x8x4", "--frames", 4), "frames is 4, and a clip has 4 without being continued; give more, or"),
         (("--size", 0), "size 4x0x0; no side can be 0: give 4x4x4, the nearest one"),
-        (("--given", "a.png"), "--given a.png; give INDEX=FILE, such as 0=first.png or last=end.png"),
+        (("--given", "a.png"), "--given a.png; give INDEX=FILE, such as 0=first.png or -1=end.png"),
         (("--given", "0=a.png", "0=b.png"), "--given has frame 0 twice; leave one of them out"),
         (("--overlap", 2), "--overlap needs the length of the clips; add --frames"),
         (("--given", "0=a.png", "--image", "b.png"), "--image starts from an image, and --given and --frames are for"),

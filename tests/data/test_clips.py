@@ -26,8 +26,9 @@ from ditlab.data.clips.timing import Timing, timing_of
 from ditlab.data.images import write_folder
 from ditlab.data.latents.encode import encode
 from ditlab.data.parse import preprocessing
+from ditlab.data.reading import LeftOut
 from ditlab.data.sources import files
-from ditlab.data.summary import Summary
+from ditlab.data.summary import Summary, skipped_counts
 from ditlab.report import videos
 
 SIDE = 8
@@ -213,6 +214,11 @@ def test_clips_that_cannot_be_read_are_listed_and_replaced(tmp_path):
     assert clips.skipped.keys() == {"short.gif", "empty.gif", "zero.gif"}
     assert clips.skipped["short.gif"] == "too short: 2 frames of 4 (0.2 s)"
     assert "short.gif,too short: 2 frames of 4 (0.2 s)" in (tmp_path / "skipped.csv").read_text()
+    assert Summary.of(clips, "data").reading.left_out == {
+        "clips that cannot be read": LeftOut(2, "empty.gif"),
+        "clips that are too short": LeftOut(1, "short.gif: 2 frames of 4 (0.2 s)"),
+    }
+    assert skipped_counts(clips) == "2 clips could not be read, 1 clip is too short"
     short = next(i for i in range(7) if clips.source.name(i) == "short.gif")
     assert clips.fetch(torch.tensor([short])).index.tolist() != [short]
     assert len(clips.fetch_readable(torch.arange(7))) == 4

@@ -106,6 +106,7 @@ def test_formats_and_frame_rates(video, tmp_path):
     video.config["recipe"] = {"data": {"fps": 12.5}}
     (file, _) = video([0, 1], seeds=[0, 1], steps=2).save(tmp_path / "trained", format="gif")
     assert frames_of(file)[0][1] == 80
+    assert read_record(tmp_path / "trained").common["fps"] == 12.5
     files = out.save(tmp_path / "folders", format="frames")
     assert [path.name for path in sorted(files[1].iterdir())] == ["0000.png", "0001.png", "0002.png"]
     save_video(out.videos[0], tmp_path / "seed0-to-1-0.50")  # the end of a name is no format
@@ -114,6 +115,7 @@ def test_formats_and_frame_rates(video, tmp_path):
         assert np.array_equal(np.asarray(image), out.videos[1][2, ..., 0])
     listed = json.loads((tmp_path / "folders" / "samples.json").read_text())
     assert [image["file"] for image in listed["images"]] == ["0000", "0001"]
+    assert listed["fps"] == 8
     for path in (files[1], tmp_path / "folders"):
         repeat = read_record(path)
         assert (repeat.format, repeat.images[-1]["seed"]) == ("frames", 1)

@@ -10,7 +10,7 @@ from ditlab.diffusion.process import DDPM, Linear
 from ditlab.diffusion.samplers import time_grid
 from ditlab.inference import tune_budget
 from ditlab.inference.optimize.reuse import Reuse
-from ditlab.inference.tune import FINE, STARTS, final, fine_images, tune
+from ditlab.inference.tune import FINE, STARTS, Tuned, final, fine_images, tune, write_schedules
 from ditlab.inference.tune_budget import call_costs, evaluations, search
 
 QUIET = Console(quiet=True)
@@ -103,3 +103,25 @@ def test_a_file_of_grids_belongs_to_its_process(tmp_path):
     file.write_text("[]")
     with pytest.raises(InputError, match="is not a file of timestep schedules"):
         time_grid(str(file), Linear(), 4)
+
+
+def test_a_schedule_is_sampled_with_the_caching_for_which_it_was_tuned(tmp_path):
+    pipe, file = smooth(tiny_pipeline()), tmp_path / "schedules.json"
+    times = [1.0, 0.7, 0.4, 0.1, 0.0]
+    write_schedules(file, pipe, "euler", {4: Tuned(times, 0.0, 0.0)}, 2)
+    options = {"sampler": "euler", "steps": 4}
+    expected = pipe(0, schedule=torch.tensor(times, dtype=torch.float64), reuse=2, output_type="latent", **options)
+    made = pipe(0, schedule=str(file), output_type="latent", **options)
+    assert torch.equal(made.images, expected.images)
+    assert made.settings[0]["settings"]["reuse"] == 2
+    whole = pipe(0, schedule=torch.tensor(times, dtype=torch.float64), output_type="latent", **options)
+    assert not torch.equal(made.images, whole.images)
+    assert pipe.resolve(schedule=str(file), reuse=Reuse(2), **options).options.reuse == 2
+    for words, given in (({"reuse": 3}, "reuse is 3"), ({"reuse_error": 0.1}, "reuse_error is 0.1")):
+        with pytest.raises(InputError) as error:
+            pipe.resolve(schedule=str(file), **options, **words)
+        name = given.split()[0]
+        assert str(error.value) == (
+            f"{given}, but {file} was tuned for reuse 2; leave {name} out, or tune a schedule without feature caching "
+            "(ditlab tune --steps)"
+        )

@@ -26,6 +26,16 @@ def rows(net):
     return seen
 
 
+def test_a_guide_does_not_leave_the_second_device_unused(folder):
+    pipe = ditlab.load(folder, device="cpu", guidance_device="cpu")
+    with pytest.raises(InputError) as error:
+        pipe(0, guide=ditlab.load(folder, device="cpu"), **OPTIONS)
+    assert str(error.value) == (
+        "guide replaces the null condition, which the model evaluates on guidance_device; load it without "
+        "guidance_device, or leave the guide out"
+    )
+
+
 @pytest.mark.parametrize("ready", [lambda pipe: pipe, lambda pipe: pipe.prepared("float32")])
 def test_the_second_device_evaluates_the_null_condition(folder, ready):
     one, two = ditlab.load(folder, device="cpu"), ditlab.load(folder, device="cpu", guidance_device="cpu")

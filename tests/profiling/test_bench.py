@@ -11,12 +11,13 @@ from ditlab.checkpoints.diffusers import as_diffusers
 from ditlab.config.sampling import QUALITIES
 from ditlab.core.errors import InputError
 from ditlab.diffusion.flow_map import FlowMap
+from ditlab.diffusion.next_state import NextState
 from ditlab.diffusion.objective import Objective
 from ditlab.inference.optimize.quantized import missing
 from ditlab.inference.optimize.timing import interleaved
 from ditlab.inference.pipeline import Pipeline
 from ditlab.profiling import bench as benchmark
-from ditlab.profiling.bench import drift
+from ditlab.profiling.bench import drift, preset_calls
 
 QUIET = Console(quiet=True)
 
@@ -133,3 +134,9 @@ def test_networks_that_read_text_are_measured():
     assert [*variants] == ["baseline", "float32"]
     with torch.no_grad():
         assert torch.allclose(variants["baseline"](), variants["float32"](), atol=1e-5)
+
+
+def test_what_a_model_makes_is_called_by_its_name():
+    state = tiny_pipeline(objective=NextState())
+    assert (state.noun, preset_calls(state)) == ("state", {"next state": 1})
+    assert tiny_pipeline().noun == "image"

@@ -244,6 +244,9 @@ def test_bad_input(teacher, tmp_path):
     with pytest.raises(InputError) as error:
         distill(tmp_path / "free", tmp_path / "out", guidance=2.0)
     assert str(error.value) == "guidance 2 for an unconditional teacher; leave it out"
+
+
+def test_recipes_that_do_not_suit_their_objective(teacher, tmp_path):
     with pytest.raises(InputError) as error:
         train(student(teacher, "pairs", {"init_from": ""}), tmp_path / "out", console=QUIET)
     line = 'train.objective is "pairs", which needs a teacher; set train.init_from or distill.teacher'
@@ -269,7 +272,18 @@ def test_bad_input(teacher, tmp_path):
     given["sample"] = TINY["sample"]
     with pytest.raises(InputError) as error:
         train(given, tmp_path / "out", console=QUIET)
-    assert str(error.value) == 'sampler is euler, but this model is a flow map; give the sampler "map", and no preset'
+    assert str(error.value) == (
+        "the section [sample] does not suit train.objective pairs: sampler is euler, but this model is a flow map; "
+        'give the sampler "map", and no preset'
+    )
+    given = student(teacher, "pairs", guidance=[1.0])
+    given["sample"] = given["sample"] | {"guidance": 3.0}
+    with pytest.raises(InputError) as error:
+        train(given, tmp_path / "out", console=QUIET)
+    assert str(error.value) == (
+        "sample.guidance is 3, but train.objective pairs builds guidance 1 into the model; set distill.guidance to 3, "
+        "or sample.guidance to 1"
+    )
     assert not (tmp_path / "out").exists()
 
 

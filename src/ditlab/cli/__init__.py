@@ -15,6 +15,7 @@ from typing import TextIO
 
 from cyclopts import CycloptsError
 
+from ditlab.cli.negative import with_negative_frames
 from ditlab.cli.recipes import usage_error
 from ditlab.cli.renames import renamed
 from ditlab.cli.terminal import app, fail
@@ -94,7 +95,7 @@ def main() -> None:
     warnings.showwarning = show_warning
     arguments = [argument for argument in sys.argv[1:] if argument != DEBUG]
     try:
-        tokens = renamed(import_plugins(arguments))
+        tokens = with_negative_frames(renamed(import_plugins(arguments)))
         import_commands(tokens[0] if tokens else "")
         app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except KeyboardInterrupt:

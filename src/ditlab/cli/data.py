@@ -127,7 +127,7 @@ def export_images(source: str, settings: Preparation, folder: Path, count: int) 
     """Write the first images of a data source as PNG files."""
     from ditlab.data import is_cache, open_dataset
     from ditlab.data.images import write_folder
-    from ditlab.data.summary import Summary
+    from ditlab.data.summary import Summary, skipped_counts
 
     if is_cache(Path(source)):
         raise InputError(f"{source} is a latent cache and holds no images; give the source of its images")
@@ -139,9 +139,8 @@ def export_images(source: str, settings: Preparation, folder: Path, count: int) 
     dataset = open_dataset(source, settings)
     Summary.of(dataset, source).show(screen)
     written = write_folder(dataset, folder, count)
-    what = noun_of(dataset.size)
-    left_out = f"; {counted(len(dataset.skipped), what)} could not be read" if dataset.skipped else ""
-    say(f"wrote {counted(written, what)} to {folder}{left_out}")
+    left_out = f"; {skipped_counts(dataset)}" if dataset.skipped else ""
+    say(f"wrote {counted(written, noun_of(dataset.size))} to {folder}{left_out}")
 
 
 def inspect_images(source: str, settings: Preparation, sheet: Path | None, json: bool) -> None:
@@ -315,6 +314,7 @@ def encode_images(
     from ditlab.checkpoints import load_autoencoder
     from ditlab.data import open_dataset
     from ditlab.data.latents.encode import encode
+    from ditlab.data.summary import skipped_counts
 
     if Path(source).resolve() == out.resolve():
         raise InputError(f"{out} is the source and the output; give another --out")
@@ -339,7 +339,7 @@ def encode_images(
     )
     what = noun_of(dataset.size)
     if dataset.skipped:
-        state += f"; {counted(len(dataset.skipped), what)} could not be read: {out / 'skipped.csv'}"
+        state += f"; {skipped_counts(dataset)}: {out / 'skipped.csv'}"
     speed = ""
     if done.images:
         speed = f" at {done.images / done.seconds:,.1f}/s, waiting for {what}s {done.waited:.1%} of the time"

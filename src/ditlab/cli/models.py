@@ -16,7 +16,7 @@ from ditlab.config.values import File, Folder, Location, check_folder_name
 from ditlab.core.errors import InputError, nearest_path
 from ditlab.core.io import is_vacant
 from ditlab.core.terminal import make_console
-from ditlab.core.units import noun_of, sides_of
+from ditlab.core.units import sides_of
 
 Options: Any = network_arguments()  # with a field for each option of the families
 
@@ -137,6 +137,7 @@ def cost_of_model(path: str, options: Any, base: str | None = None) -> dict[str,
         return {"name": path, **cost}
     about = {
         "size": sides_of((*pipe.net.size[:-2], height, width)),
+        "noun": pipe.noun,
         "channels": channels,
         "values": pipe.values.describe(),
     }
@@ -169,8 +170,8 @@ def print_costs(rows: Sequence[dict[str, Any]]) -> None:
             )
             say(f"{row['name']}: {row['average_gmacs']:,.4g} GMACs on average ({how})")
         if images := row.get("images"):
-            what = noun_of(images["size"].split("x"))
-            say(f"{row['name']} generates {what}s of {images['size']} with {images['about']}")
+            verb = "predicts" if images["noun"] == "state" else "generates"
+            say(f"{row['name']} {verb} {images['noun']}s of {images['size']} with {images['about']}")
         if reads := row.get("reads"):
             say(f"{row['name']} reads {reads}")
 

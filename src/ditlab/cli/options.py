@@ -67,7 +67,8 @@ class StartImage:
     resample: Positive | None = None
     """With --mask: number of times that each part of the schedule runs, so that new and kept parts fit (default: 2)."""
     given: tuple[str, ...] = ()
-    """Given frames of clips, as INDEX=FILE: 0=a.png is image to video, and 0=a.png last=b.png interpolates."""
+    """Given frames of clips, as INDEX=FILE: 0=a.png is image to video, and 0=a.png -1=b.png (or last=b.png)
+    interpolates."""
     frames: Positive | None = None
     """Length of clips that are continued beyond the length of the model."""
     overlap: Positive | None = None

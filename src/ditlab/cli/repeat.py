@@ -70,6 +70,7 @@ def read_like(call: Call) -> "tuple[Call, Repeat | None]":
             npz=npz,
             show=call.files.show or (() if npz else tuple(repeat.common.get("show", ()))),
             format=call.files.format or (None if npz else repeat.format),
+            fps=call.files.fps or repeat.common.get("fps"),
         ),
         checkpoint=filled(call.checkpoint, loading),
         machine=replace(

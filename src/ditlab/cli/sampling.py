@@ -200,7 +200,7 @@ def read_given(pairs: Sequence[str]) -> dict[int, Any]:
     for pair in pairs:
         place, _, file = pair.partition("=")
         if not file or not (place == "last" or place.removeprefix("-").isdecimal()):
-            raise InputError(f"--given {pair}; give INDEX=FILE, such as 0=first.png or last=end.png")
+            raise InputError(f"--given {pair}; give INDEX=FILE, such as 0=first.png or -1=end.png")
         index = -1 if place == "last" else int(place)
         if index in images:
             raise InputError(f"--given has frame {place} twice; leave one of them out")

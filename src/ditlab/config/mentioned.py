@@ -7,8 +7,10 @@ and the message proposes the most similar one.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, get_args
+
+from ditlab.config.sections import Recipe
 
 
 def mentioned(arguments: type, tables: Mapping[str, Mapping[str, Any]], words: Sequence[str]) -> type | None:
@@ -26,6 +28,27 @@ def mentioned(arguments: type, tables: Mapping[str, Mapping[str, Any]], words: S
             section, dot, key = word[2:].partition("=")[0].partition(".")
             names.add((section, key.replace("-", "_") if dot else ""))
     return _narrowed(arguments, frozenset(names)) if names <= known else None
+
+
+def without_defaults(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The tables of a recipe without the values that are the defaults anyway, such as those of a saved recipe."""
+    return {
+        section: {
+            key: value
+            for key, value in table.items()
+            if section == "model" or key not in _defaults()[section] or repr(value) != _defaults()[section][key]
+        }
+        for section, table in tables.items()
+    }
+
+
+@cache
+def _defaults() -> dict[str, dict[str, str]]:
+    # As text, because 1, 1.0 and True are equal, and only a value of the right type needs no check.
+    return {
+        section: {key: repr(list(value) if isinstance(value, tuple) else value) for key, value in vars(table).items()}
+        for section, table in vars(Recipe()).items()
+    }
 
 
 @lru_cache(maxsize=64)

@@ -19,7 +19,7 @@ from cyclopts.config import Dict
 
 from ditlab.config.evaluation import Evaluation, modern_evaluation
 from ditlab.config.fields import renamed
-from ditlab.config.mentioned import mentioned
+from ditlab.config.mentioned import mentioned, without_defaults
 from ditlab.config.options import Option, model_options, union
 from ditlab.config.sampling import SETTINGS, modern
 from ditlab.config.sections import NETWORK as DEFAULT
@@ -154,6 +154,7 @@ def parse_recipe(tables: dict[str, Any], overrides: Sequence[str] = (), source: 
         InputError: an unknown key (the message proposes the most similar one), or a value of the wrong type.
     """
     tables, notes = renamed(Recipe, check_sections(tables, source))
+    tables = without_defaults(tables)
     for note in notes:
         warnings.warn(f"{source}: {note}", FutureWarning, stacklevel=2)
     if any(override.partition("=")[0] == NETWORK for override in overrides):

@@ -9,6 +9,8 @@ from ditlab.core.errors import InputError, nearest_path
 from ditlab.core.formats import reason
 from ditlab.core.spelling import expand
 
+RUNS = "runs/"
+
 
 def fetch(path: str | Path, token: str | None = None, cache_dir: str | Path | None = None) -> Path:
     """Return a readable local path: `path` itself, or a downloaded copy of a hub repository.
@@ -42,8 +44,15 @@ FETCHED = ["*.json", "*.safetensors", "*merges.txt", "*.model"]  # the last two 
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether a text has the form "owner/name" or "owner/name@revision", and is no local path."""
-    return re.fullmatch(r"\w[\w.-]*/[\w.-]*\w(@[\w./-]+)?", text) is not None and not Path(text).parent.exists()
+    """Whether a text has the form "owner/name" or "owner/name@revision", and is no local path.
+
+    The folder in which runs are kept is local even if it does not exist yet.
+    """
+    return (
+        not text.startswith(RUNS)
+        and re.fullmatch(r"\w[\w.-]*/[\w.-]*\w(@[\w./-]+)?", text) is not None
+        and not Path(text).parent.exists()
+    )
 
 
 def is_there(path: str) -> bool:
@@ -65,16 +74,20 @@ def with_revision(path: str | Path, revision: str | None) -> str | Path:
 
 
 def _download(path: str, token: str | None, cache_dir: str | Path | None) -> Path:
-    hub = hub_library()
     name, _, revision = path.partition("@")
+    try:
+        hub = hub_library()
+    except InputError as error:
+        raise InputError(f"there is no local path {path}, and {error}") from None
     options = {"revision": revision, "token": token, "cache_dir": cache_dir and expand(str(cache_dir))}
     given = {key: value for key, value in options.items() if value}
     try:
         return Path(hub.snapshot_download(name, allow_patterns=FETCHED, **given))
     except Exception as error:  # the library raises many types of error: no network, no such repository, no access
         raise InputError(
-            f"{name} is not a local path and cannot be downloaded from the hub ({reason(error)}); download its "
-            f"{', '.join(FETCHED[:-1])} and {FETCHED[-1]} files on another machine and give their folder"
+            f"there is no local path {name}, and no such hub repository can be downloaded ({reason(error)}); give the "
+            f"path of a model that exists, train it first, or download its {', '.join(FETCHED[:-1])} and {FETCHED[-1]} "
+            "files on another machine and give their folder"
         ) from error
 
 

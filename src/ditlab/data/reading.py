@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from ditlab.core.units import counted
 
 UNCONDITIONAL = "unconditional"
+SHORT = "too short"
+"""Beginning of the reason why a clip with fewer frames than asked for is skipped."""
 
 
 def classes_from(count: int, origin: str) -> str:

@@ -21,13 +21,12 @@ from ditlab.core.units import counted, noun_of, sides_of
 from ditlab.core.values import PixelValues
 from ditlab.data.base import Dataset
 from ditlab.data.latents.cache import Latents
-from ditlab.data.reading import UNCONDITIONAL, LeftOut, Reading
+from ditlab.data.reading import SHORT, UNCONDITIONAL, LeftOut, Reading
 from ditlab.data.sources.base import natural
 
 FILE = "data.json"
 """Name of the file in which a run keeps the summary of its data."""
 NAMES = 4  # class names in the summary
-UNREADABLE = "{}s that cannot be read"
 CHANNELS = {1: "gray", 3: "RGB"}
 
 
@@ -68,8 +67,7 @@ class Summary:
         if classes and reading.conditions == UNCONDITIONAL:
             reading = replace(reading, conditions=counted(len(classes), "class"))
         if dataset.skipped:
-            unreadable = LeftOut(len(dataset.skipped), min(dataset.skipped, key=natural))
-            reading = replace(reading, left_out=reading.left_out | {unreadable_of(dataset): unreadable})
+            reading = replace(reading, left_out=reading.left_out | skipped_of(dataset))
         shape = dataset.shape if isinstance(dataset, Latents) else ()
         images, buckets = len(dataset) // copies, dataset.buckets
         counts_of = [] if buckets is None else zip(buckets.sizes, buckets.counts, strict=True)
@@ -121,9 +119,32 @@ class Summary:
         replace_text(folder / FILE, json.dumps(self.describe(), indent=1, ensure_ascii=False) + "\n")
 
 
-def unreadable_of(dataset: Dataset) -> str:
-    """The reason under which unreadable images or clips are left out."""
-    return UNREADABLE.format(noun_of(dataset.size))
+def skipped_of(dataset: Dataset) -> dict[str, LeftOut]:
+    """What a data set has skipped, under the reasons: clips that are too short, and what cannot be read."""
+    what, short, unreadable = noun_of(dataset.size), *skipped_names(dataset)
+    left_out = {}
+    if unreadable:
+        left_out[f"{what}s that cannot be read"] = LeftOut(len(unreadable), unreadable[0])
+    if short:
+        length = dataset.skipped[short[0]].removeprefix(SHORT)
+        left_out[f"{what}s that are too short"] = LeftOut(len(short), f"{short[0]}{length}")
+    return left_out
+
+
+def skipped_names(dataset: Dataset) -> tuple[list[str], list[str]]:
+    """The names of the clips that are too short, and of all else that a data set has skipped, in order."""
+    names = sorted(dataset.skipped, key=natural)
+    short = [name for name in names if dataset.skipped[name].startswith(SHORT)]
+    return short, [name for name in names if name not in {*short}]
+
+
+def skipped_counts(dataset: Dataset) -> str:
+    """What a data set has skipped in words, such as "2 clips could not be read, 1 clip is too short"."""
+    what, short, unreadable = noun_of(dataset.size), *skipped_names(dataset)
+    counts = [f"{counted(len(unreadable), what)} could not be read"] if unreadable else []
+    if short:
+        counts.append(f"{counted(len(short), what)} {'is' if len(short) == 1 else 'are'} too short")
+    return ", ".join(counts)
 
 
 def report_data(dataset: Dataset, source: str, folder: Path, console: Console) -> None:
@@ -137,8 +158,8 @@ def report_unreadable(dataset: Dataset, source: str, folder: Path, console: Cons
     """Report the images that a check found unreadable, and add them to the summary in a folder."""
     if dataset.skipped:
         summary = Summary.of(dataset, source)
-        reason = unreadable_of(dataset)
-        say(console, f"left out: {_left_out(reason, summary.reading.left_out[reason])}")
+        for reason, entry in skipped_of(dataset).items():
+            say(console, f"left out: {_left_out(reason, entry)}")
         summary.write(folder)
 
 

@@ -18,8 +18,10 @@ from ditlab.config.values import whole
 from ditlab.core.device import out_of_memory
 from ditlab.core.errors import InputError
 from ditlab.core.types import Condition, Denoise, Label, Seed, Step
+from ditlab.core.units import noun_of
 from ditlab.core.values import PixelValues
 from ditlab.diffusion.guidance import autoguidance, cfg
+from ditlab.diffusion.next_state import NextState
 from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.samplers import image_noise
 from ditlab.inference.extras import encoded, encoded_pair, further_guidance, inference_net, other_half
@@ -178,6 +180,11 @@ class BasePipeline:
         channels, sides = self.picture_shape_of(input_size(self, size))
         check_startable(channels, self.values)
         return originals(image, mask, self.autoencoder, channels, sides, self.net.device, strength, resample)
+
+    @property
+    def noun(self) -> str:
+        """What one output is called: image, clip, or state of a field."""
+        return "state" if isinstance(self.objective, NextState) else noun_of(self.net.size)
 
     def null(self, count: int, negative: str | None = None) -> Condition:
         """Return `count` rows of the null condition, or of a negative prompt, on the network's device."""

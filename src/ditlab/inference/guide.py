@@ -12,8 +12,14 @@ def check_guide(pipe: "BasePipeline", guide: "BasePipeline | None", negative: st
     """Check that a model can be guided by another model, or by a negative prompt; None is neither.
 
     Raises:
-        InputError: the models differ in what they generate, or guidance is built into one of them.
+        InputError: the models differ in what they generate, guidance is built into one of them, or a second device
+            waits for the null condition.
     """
+    if guide is not None and pipe.second is not None:
+        raise InputError(
+            "guide replaces the null condition, which the model evaluates on guidance_device; load it without "
+            "guidance_device, or leave the guide out"
+        )
     if guide is not None and task(guide) != task(pipe):
         raise InputError("the guide has another size, class count or process; give a weaker model of the same task")
     if guide is not None and guide.objective.built_in is not None:

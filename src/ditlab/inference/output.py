@@ -102,7 +102,7 @@ class Output:
         for i, (item, file) in enumerate(zip(items, names, strict=True)):
             save_item(item, file, None if record is None else record.image(i), fps)
         if record is not None and names[0].parent == target:
-            record.write(names)
+            (record.played(fps) if moving else record).write(names)
         return names
 
     def _items(self, *, numbers: bool) -> Sequence[Any]:

@@ -23,7 +23,7 @@ from ditlab.diffusion.process import DDPM, Process
 from ditlab.diffusion.samplers import SAMPLERS, Sampler, time_grid
 from ditlab.diffusion.samplers.grids import default_shift, falls, grid_identity, shifted_times, shifts_with_size
 from ditlab.diffusion.samplers.scheduler import SchedulerSampler, is_scheduler
-from ditlab.inference.caching import check_fixed, pick_cache
+from ditlab.inference.caching import check_fixed, pick_cache, with_tuned_reuse
 from ditlab.inference.inpaint import Original
 from ditlab.inference.optimize.reuse import FeatureCache
 
@@ -162,7 +162,7 @@ def resolve(
     check_guided(explicit, scale, conditional)
     outer = outer_scale(values, scale, objective)
     skip = pick_skip(values, explicit, times)
-    cache = pick_cache(values, original, skip)
+    cache = pick_cache(with_tuned_reuse(values), original, skip)
     check_fixed(objective, original, cache)
     settled = {"sampler": name, "guidance": scale, "guidance_interval": interval, "guidance_channels": channels}
     options = all_options(values, len(times) - 1, settled, skip, cache)

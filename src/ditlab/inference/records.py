@@ -37,7 +37,9 @@ WITHOUT = (".npz", ".webp", ".gif", ".mp4", ".webm")  # suffixes of files that d
 CLIP = ("given", "frames", "overlap")
 PER_IMAGE = ("label", "prompt", "seed", "image", "mask", "image_hash", *CLIP)
 START = ("strength", "resample")
-COMMON_TYPES: dict[str, tuple[type, ...]] = {"source": (str,), "load_options": (dict,), "negative_prompt": (str,)}
+COMMON_TYPES: dict[str, tuple[type, ...]] = {
+    "source": (str,), "load_options": (dict,), "negative_prompt": (str,), "fps": (int, float),
+}  # fmt: skip
 SETTING_TYPES: dict[str, tuple[type, ...]] = {"schedule": (str, list), "guidance_channels": (int, type(None))}
 IMAGE_TYPES: dict[str, tuple[type, ...]] = {
     "file": (str,), "seed": (int, dict), "label": (str, int, dict, type(None)), "image": (str, type(None)),
@@ -64,6 +66,10 @@ class Record:
         """Return the content of samples.json for images in these files."""
         images = [{"file": file.name, **image} for file, image in zip(files, self.images, strict=True)]
         return self.common | {"images": images}
+
+    def played(self, fps: float) -> "Record":
+        """Return the record of videos whose files play at a frame rate."""
+        return replace(self, common=self.common | {"fps": fps})
 
     def write(self, files: Sequence[Path]) -> Path:
         """Write samples.json beside the images; returns its path."""

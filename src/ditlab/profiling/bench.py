@@ -24,6 +24,7 @@ from ditlab.core.device import describe, has_bfloat16
 from ditlab.core.errors import InputError
 from ditlab.core.terminal import say
 from ditlab.core.types import Condition
+from ditlab.diffusion.next_state import NextState
 from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import PROCESSES
 from ditlab.inference.export import export, runner
@@ -61,6 +62,8 @@ class Bench:
     training: dict[str, Timing]
     presets: dict[str, dict[str, float]]  # seconds and network evaluations (calls) per image, with guidance
     limit: str
+    noun: str = "image"
+    """What one output is called: image, clip, or state."""
 
 
 def random_model(name: str, size: tuple[int, ...], channels: int, classes: int, device: torch.device) -> Pipeline:
@@ -133,11 +136,13 @@ def bench(
     calls = preset_calls(pipe)
     presets = {name: {"calls": float(count), "seconds": count * best / batch} for name, count in calls.items()}
     limit = limited_by(net, forward, peaks, bandwidth, 2 * batch * gmacs)
-    return Bench(describe(str(device)), batch, gmacs, peaks, bandwidth, forward, steps, presets, limit)
+    return Bench(describe(str(device)), batch, gmacs, peaks, bandwidth, forward, steps, presets, limit, pipe.noun)
 
 
 def preset_calls(pipe: Pipeline) -> dict[str, int]:
     """Network evaluations per image of each preset, or of the model's own settings if its times are fixed."""
+    if isinstance(pipe.objective, NextState):
+        return {"next state": 1}
     if pipe.objective.fixed_times:
         return {"model default": pipe.resolve().evaluations}
     return {name: pipe.resolve(preset=name).evaluations for name in QUALITIES}
@@ -321,7 +326,7 @@ def tables(result: Bench) -> Iterator[Table]:
             column.justify = "right"
         yield table
     slowest = max(preset["seconds"] for preset in result.presets.values())
-    table = Table("preset", "NFE", "seconds per image", f"speedup over {[*result.presets][-1]}")
+    table = Table("preset", "NFE", f"seconds per {result.noun}", f"speedup over {[*result.presets][-1]}")
     for name, preset in result.presets.items():
         speedup = slowest / preset["seconds"]
         table.add_row(name, f"{preset['calls']:.0f}", f"{preset['seconds']:.3f}", f"{speedup:.0f}x")

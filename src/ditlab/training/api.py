@@ -18,10 +18,11 @@ from ditlab.core.io import held
 from ditlab.core.model_files import read_model
 from ditlab.core.spelling import expand
 from ditlab.core.terminal import make_console
-from ditlab.core.units import counted, noun_of
+from ditlab.core.units import counted
 from ditlab.core.weights import checkpoints
 from ditlab.data import Dataset, from_torch
 from ditlab.data.parse import IN_PYTHON
+from ditlab.data.summary import skipped_counts
 from ditlab.inference.pipeline import Pipeline
 from ditlab.report.run import REPORT
 from ditlab.training.callbacks import Callback, Listeners, check_callbacks
@@ -149,8 +150,7 @@ def train_here(job: Job) -> None:
         prepare_steps(job)
         train_to_end(job)
         if job.dataset.skipped:
-            skipped = counted(len(job.dataset.skipped), noun_of(job.dataset.size))
-            job.say(f"{skipped} could not be read: {job.skipped_images}")
+            job.say(f"{skipped_counts(job.dataset)}: {job.skipped_images}")
 
 
 def trained_model(job: Job) -> Pipeline:

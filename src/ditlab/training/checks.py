@@ -197,6 +197,27 @@ def check_guidance(recipe: Recipe, conditional: bool) -> None:
         )
 
 
+def check_sampling(recipe: Recipe, pipe: Pipeline) -> None:
+    """Check that the model of a recipe can be sampled with the section [sample].
+
+    Raises:
+        InputError: a setting is out of range, or does not suit the objective.
+    """
+    check_guidance(recipe, pipe.conditional)
+    objective, scale = recipe.train.objective, recipe.sample.guidance
+    low, high = pipe.objective.built_in or (scale, scale)
+    if not low <= scale <= high:
+        scales = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+        raise InputError(
+            f"sample.guidance is {scale:g}, but train.objective {objective} builds guidance {scales} into the model; "
+            f"set distill.guidance to {scale:g}, or sample.guidance to {min(max(scale, low), high):g}"
+        )
+    try:
+        pipe.resolve()
+    except InputError as error:
+        raise InputError(f"the section [sample] does not suit train.objective {objective}: {error}") from error
+
+
 def check_shares(buckets: Buckets, recipe: Recipe, place: Place) -> None:
     """Check that the batches of all sizes can be shared equally among the processes and their parts.
 

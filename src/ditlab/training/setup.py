@@ -33,8 +33,8 @@ from ditlab.training.checks import (
     check_encoder_dropout,
     check_exits,
     check_given,
-    check_guidance,
     check_offload,
+    check_sampling,
     check_shares,
 )
 from ditlab.training.elastic import PROCESSES, divide_batch, left_alone
@@ -163,8 +163,7 @@ def build_model(job: Job) -> None:
     job.pipe = build(job.recipe, job.dataset, autoencoder, job.place.device, conditioner)
     if job.captions is not None:
         job.pipe.config |= {CAPTIONS: job.captions.digest, PROMPTS: job.captions.examples()}
-    job.pipe.resolve()  # rejects invalid sampling settings now and not at the first preview
-    check_guidance(job.recipe, job.pipe.conditional)
+    check_sampling(job.recipe, job.pipe)  # now and not at the first preview
 
 
 def claim_folder(job: Job) -> None:

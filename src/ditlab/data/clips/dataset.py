@@ -26,11 +26,10 @@ from ditlab.data.identity import Stamps
 from ditlab.data.images import NATIVE, PREPROCESSING
 from ditlab.data.kept import room
 from ditlab.data.preprocess import Preprocess
+from ditlab.data.reading import SHORT
 from ditlab.data.scan import with_progress
 from ditlab.data.sources import Raster, Source, Unreadable
 from ditlab.data.sources.base import unreadable
-
-SHORT = "too short"  # beginning of the reason why a clip with fewer frames than asked for is skipped
 
 
 class Clips(FileDataset):

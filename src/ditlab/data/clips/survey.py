@@ -20,7 +20,7 @@ from ditlab.data.captions import CaptionStatistics
 from ditlab.data.clips.dataset import Clips
 from ditlab.data.clips.timing import Timing
 from ditlab.data.preprocess import Preprocess
-from ditlab.data.reading import Reading
+from ditlab.data.reading import SHORT, Reading
 from ditlab.data.sources import Source
 from ditlab.data.survey import (
     COLUMNS,
@@ -61,7 +61,9 @@ class ClipSurvey:
             summary.add_row("split", cell(self.reading.split))
         for note in self.reading.notes:
             summary.add_row("note", cell(note))
-        summary.add_row("unreadable or too short", f"{len(self.unreadable):,}")
+        short = sum(reason.startswith(SHORT) for reason in self.unreadable.values())
+        summary.add_row("unreadable", f"{len(self.unreadable) - short:,}")
+        summary.add_row("too short", f"{short:,}")
         if self.images:
             summary.add_row("images", f"{self.images:,}")
         for name, values in (("seconds", self.seconds), ("frames", self.frames)):

@@ -2,7 +2,8 @@
 
 For latents, uniform times give better images than times uniform in log-SNR. A schedule is given by its name, or by a
 file of schedules that were tuned for one process (written by `ditlab tune`):
-{"process": {"name": "linear"}, "sampler": "ab4", "grids": {"6": [1.0, ..., 0.0], "8": [...]}}
+{"process": {"name": "linear"}, "sampler": "ab4", "grids": {"6": [1.0, ..., 0.0], "8": [...]}}, with "reuse": N if they
+were tuned for feature caching.
 """
 
 import inspect
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ditlab.core.errors import InputError, listing, nearest_path
-from ditlab.core.formats import read_object, reason
+from ditlab.core.formats import interpreting, read_object, reason
 from ditlab.core.registry import Registry
 from ditlab.core.spelling import expand
 from ditlab.core.units import counted
@@ -209,3 +210,19 @@ def tabulated_times(file: Path, steps: int) -> tuple[list[float], str]:
     if times is None:
         raise InputError(f"{file} has no schedule of {counted(steps, 'step')}; it has {listing(grids)}")
     return times, made_for
+
+
+def tuned_reuse(name: str) -> int | None:
+    """The feature caching for which the schedules of a file were tuned; None for none, and for names of schedules.
+
+    Raises:
+        InputError: the file cannot be read, or holds no number of steps.
+    """
+    if not name.endswith(".json"):
+        return None
+    file = Path(expand(name))
+    with interpreting(file, "make one with ditlab tune"):
+        reuse = read_object(file).get("reuse")
+        if reuse is not None and (type(reuse) is not int or reuse < 1):
+            raise ValueError(f"reuse is {reuse!r}")
+    return reuse
