@@ -2,8 +2,14 @@
 
 import errno
 import os
+import re
 import time
 import warnings
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
 
 import pytest
 from fake_store import Faulty, ThrottledError, finish_fetching, put
@@ -63,6 +69,22 @@ class NoCredentialsError(Exception):
     """As botocore calls it."""
 
 
+class AnswerError(Exception):
+    """As botocore reports a response."""
+
+
+def answered(status, hours=0):
+    error = AnswerError("Forbidden" if status == 403 else "Bad Request")
+    date = format_datetime(datetime.now(UTC) + timedelta(hours=hours), usegmt=True)
+    error.response = {"ResponseMetadata": {"HTTPStatusCode": status, "HTTPHeaders": {"date": date}}}
+    return error
+
+
+def caused(error, cause):
+    error.__cause__ = cause
+    return error
+
+
 @pytest.mark.parametrize(
     ("failure", "message"),
     [
@@ -76,6 +98,16 @@ class NoCredentialsError(Exception):
             "{}: the clocks of the store and of this machine differ; set the clock of this machine",
         ),
         (FileNotFoundError("gone"), "{} does not exist; correct the address, or restore the file"),
+        (
+            caused(PermissionError("The difference is too large"), OSError("(RequestTimeTooSkewed) when calling")),
+            "{}: the clocks of the store and of this machine differ; set the clock of this machine",
+        ),
+        (
+            caused(PermissionError("Forbidden"), answered(403, hours=1)),
+            "{}: the clocks of the store and of this machine differ; set the clock of this machine",
+        ),
+        (caused(PermissionError("Forbidden"), answered(403)), "no access to {} (Forbidden); give credentials"),
+        (caused(OSError("Bad Request"), answered(400)), "no access to {} (Bad Request); give credentials"),
     ],
 )
 def test_failures_that_do_not_pass(store, failure, message):
@@ -86,6 +118,61 @@ def test_failures_that_do_not_pass(store, failure, message):
         file_cache.file_cache().fetch(file)
     assert str(error.value).startswith(message.format(file.url))
     assert Faulty.fetched == ["a.bin"]
+
+
+@pytest.mark.filterwarnings("ignore:.*trying again")
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (404, "does not exist; correct the address, or restore the file"),
+        (403, "no access to "),
+        (503, "the store has failed 3 times in a row (503, message='Service Unavailable'"),
+        (None, "the store has failed 3 times in a row ("),
+    ],
+)
+def test_a_web_server_that_fails_is_no_missing_file(store, status, message):
+    pytest.importorskip("aiohttp", reason="http:// needs aiohttp")
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_HEAD = do_GET  # noqa: N815
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Answer) as server:
+        url = f"http://127.0.0.1:{server.server_port}/a.tar"
+        if status is None:
+            server.server_close()
+        else:
+            Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(StoreError) as error:
+            stat(url)
+        assert message in str(error.value)
+        if status == 404:
+            assert not exists(url)
+        else:
+            with pytest.raises(StoreError, match=re.escape(message)):
+                exists(url)
+        if status is not None:
+            server.shutdown()
+
+
+def test_a_store_that_does_not_respond_is_not_waited_for_too_long(store, monkeypatch):
+    put(f"{store}/a.bin", bytes(100))
+    monkeypatch.setattr(stores, "PATIENCE", -1.0)
+    Faulty.failures.append(TimeoutError("no response"))
+    with pytest.raises(StoreError, match=r"the store has failed once \(no response\); run the same command later"):
+        stores.download(stat(f"{store}/a.bin"), Path(os.devnull))
+
+
+def test_an_address_without_a_bucket(store):
+    with pytest.raises(InputError, match=r"s3:// names no file or folder; give an address such as s3://BUCKET/FOLDER"):
+        stat("s3://")
 
 
 def test_a_store_that_throttles_is_tried_again(store, tmp_path):
@@ -110,7 +197,8 @@ def test_a_store_that_keeps_failing(store, tmp_path):
     with pytest.raises(StoreError) as error:
         file_cache.file_cache().fetch(file)
     assert str(error.value) == (
-        f"{file.url}: the store has failed for 0 s (the store returned 50 of 100 bytes); run the same command later"
+        f"{file.url}: the store has failed 3 times in a row (the store returned 50 of 100 bytes); "
+        "run the same command later"
     )
     assert copies(tmp_path) == []
 

@@ -1,17 +1,19 @@
 """Files in stores: object stores and web servers (s3://, gs://, hf://, https://), and every other protocol of fsspec.
 
-A failure of a store that may pass, such as throttling, is tried again with growing pauses, about half a minute in all.
-No time of a store is compared with the clock of this machine: a file is the same while its size and its version (the
-ETag, otherwise its time in the store) are the same.
+A failure of a store that may pass, such as throttling, is tried again with growing pauses, about half a minute in all;
+the package of a store may try each request several times too. Whether a file has changed does not depend on the clock
+of this machine: it is the same while its size and its version (the ETag, otherwise its time in the store) are the same.
 """
 
 import json
 import re
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from hashlib import blake2b
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -23,15 +25,22 @@ from ditlab.core.io import FULL
 T = TypeVar("T")
 URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
 PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before each further attempt
+PATIENCE = 120.0  # seconds after which no further attempt begins: each may take minutes if a store does not respond
+SKEW = 600.0  # seconds between two clocks after which stores deny access; S3 allows 900
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub", "http": "aiohttp", "https": "aiohttp"}
 VERSIONS = ("ETag", "etag", "blob_id", "md5", "LastModified", "Last-Modified", "updated", "mtime", "created")
 """What a store says about the content of a file, best first."""
 NO_ACCESS = (401, 403)  # statuses of HTTP
 ABSENT = (404, 410)
+REJECTED = 400  # S3 answers so to a token that has expired, if only the size of a file is requested
 
 
 class StoreError(InputError):
     """A store does not hold or deliver what was asked for; a run saves its state before it ends with this error."""
+
+
+class AbsentError(StoreError):
+    """A file or folder does not exist."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +92,9 @@ def connect(url: str) -> tuple[Any, str]:
     Raises:
         InputError: the protocol is not known, or its package is not installed.
     """
-    protocol = url.partition("://")[0]
+    protocol, _, address = url.partition("://")
+    if not address.strip("/"):
+        raise InputError(f"{url} names no file or folder; give an address such as {protocol}://BUCKET/FOLDER")
     import fsspec  # type: ignore[import-untyped]  # here, because every command imports this file
 
     try:
@@ -100,7 +111,7 @@ def connect(url: str) -> tuple[Any, str]:
             f'unknown protocol "{protocol}" of {url}; give one that fsspec knows, such as {known}'
         ) from None
     except Exception as error:
-        raise problem(url, error) or unavailable(url, error) from error
+        raise problem(url, error) or unavailable(url, error, 1) from error
     return system, path
 
 
@@ -111,7 +122,8 @@ def attempt(url: str, action: Callable[[], T]) -> T:
         StoreError: the file does not exist, access is denied, or the store fails for too long.
         OSError: the disk of this machine is full.
     """
-    for pause in (*PAUSES, None):
+    start = time.monotonic()
+    for attempts, pause in enumerate((*PAUSES, None), 1):
         try:
             return action()
         except (InputError, FileExistsError):
@@ -121,8 +133,8 @@ def attempt(url: str, action: Callable[[], T]) -> T:
                 raise
             if (known := problem(url, error)) is not None:
                 raise known from error
-            if pause is None:
-                raise unavailable(url, error) from error
+            if pause is None or time.monotonic() - start > PATIENCE:
+                raise unavailable(url, error, attempts) from error
             warnings.warn(f"{url}: {reason(error)}; trying again in {pause:g} s", stacklevel=2)
             time.sleep(pause)
     raise AssertionError
@@ -130,25 +142,59 @@ def attempt(url: str, action: Callable[[], T]) -> T:
 
 def problem(url: str, error: Exception) -> StoreError | None:
     """The error to report for a failure that does not pass by itself; None for one that may."""
-    status, text = getattr(error, "status", getattr(error, "code", None)), f"{type(error).__name__} {error}"
-    if "skew" in text.lower():
+    chain = list(causes(error))
+    status = next(filter(None, map(status_of, chain)), None)
+    text = " ".join(f"{type(cause).__name__} {cause}" for cause in chain).lower()
+    denied = any(isinstance(cause, PermissionError) for cause in chain) or status in NO_ACCESS or "credential" in text
+    if "skew" in text or (denied and any(map(clock_differs, chain))):
         return StoreError(f"{url}: the clocks of the store and of this machine differ; set the clock of this machine")
-    if isinstance(error, FileNotFoundError) or status in ABSENT:
-        return StoreError(f"{url} does not exist; correct the address, or restore the file")
-    if isinstance(error, PermissionError) or status in NO_ACCESS or "credential" in text.lower():
+    web = url.startswith("http")
+    if status in ABSENT or (isinstance(error, FileNotFoundError) and not (web and error.__cause__)):
+        return AbsentError(f"{url} does not exist; correct the address, or restore the file")
+    if denied or (status == REJECTED and not any(isinstance(cause, TimeoutError) for cause in chain)):
         return StoreError(
-            f"no access to {url} ({reason(error)}); give credentials as its service reads them (such as AWS_PROFILE, "
-            "gcloud auth or hf auth login), and check that they allow it"
+            f"no access to {url} ({reason(chain[-1] if status else error)}); give credentials as its service reads "
+            "them (such as AWS_PROFILE, gcloud auth or hf auth login), and check that they allow it"
         )
     if isinstance(error, NotImplementedError):
         return StoreError(f"{url} cannot be written or listed; give another store")
     return None
 
 
-def unavailable(url: str, error: Exception) -> StoreError:
+def causes(error: BaseException | None) -> Iterator[Exception]:
+    """An error and those that it was raised from: fsspec calls every failure of a web server a missing file."""
+    while isinstance(error, Exception):
+        yield error
+        error = error.__cause__
+
+
+def status_of(error: BaseException) -> int | None:
+    """The status of HTTP that an error of a store's package reports."""
+    response = getattr(error, "response", None)
+    metadata = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}  # botocore
+    statuses = [metadata.get("HTTPStatusCode"), getattr(error, "status", None)]
+    if statuses == [None, None]:
+        statuses.append(getattr(error, "code", None))  # of gcsfs; deprecated in aiohttp
+    return next((status for status in statuses if isinstance(status, int)), None)
+
+
+def clock_differs(error: BaseException) -> bool:
+    """Whether the response with an error has another time than this machine."""
+    response = getattr(error, "response", None)
+    metadata = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
+    headers = metadata.get("HTTPHeaders") or getattr(error, "headers", None) or {}
+    try:
+        sent = parsedate_to_datetime(str(headers.get("date") or headers.get("Date")))
+        return abs((sent - datetime.now(UTC)).total_seconds()) > SKEW
+    except (AttributeError, TypeError, ValueError):  # no time, or none in the form of HTTP
+        return False
+
+
+def unavailable(url: str, error: Exception, attempts: int) -> StoreError:
     """The error to report for a store that has failed too often."""
-    seconds = sum(PAUSES)
-    return StoreError(f"{url}: the store has failed for {seconds:g} s ({reason(error)}); run the same command later")
+    count = "once" if attempts == 1 else f"{attempts} times in a row"
+    cause = list(causes(error))[-1]
+    return StoreError(f"{url}: the store has failed {count} ({reason(cause)}); run the same command later")
 
 
 def stat(url: str) -> StoredFile:
@@ -179,10 +225,8 @@ def exists(url: str) -> bool:
     system, path = connect(url)
     try:
         return bool(attempt(url, lambda: system.info(path)))
-    except StoreError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            return False
-        raise
+    except AbsentError:
+        return False
 
 
 def matching(folder: str, pattern: str) -> dict[str, StoredFile]:
@@ -288,11 +332,8 @@ def discard(url: str) -> None:
         StoreError: the store cannot be used.
     """
     system, path = connect(url)
-    try:
+    with suppress(AbsentError):
         attempt(url, lambda: system.rm(path, recursive=True))
-    except StoreError as error:
-        if not isinstance(error.__cause__, FileNotFoundError):
-            raise
 
 
 def create(url: str, content: bytes) -> bool:
