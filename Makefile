@@ -25,10 +25,12 @@ docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # Adds the site of one version to the branch gh-pages of this clone, beside those of other versions; needs no network.
+# The page / leads to the newest ALIAS, and to the first version as long as none has an alias.
 docs-version: $(VENV)/.docs
 	test -n "$(VERSION)" # make docs-version VERSION=0.1 ALIAS=latest
 	NO_MKDOCS_2_WARNING=1 PATH="$(abspath $(BIN)):$$PATH" $(BIN)/mike deploy --update-aliases "$(VERSION)" $(ALIAS)
-	$(if $(ALIAS),$(BIN)/mike set-default "$(ALIAS)")
+	test -z "$(ALIAS)" && git cat-file -e gh-pages:index.html 2>/dev/null || \
+		$(BIN)/mike set-default "$(or $(ALIAS),$(VERSION))"
 
 package: $(VENV)/.dev
 	$(BIN)/hatchling build

@@ -10,6 +10,7 @@ from helpers import tiny_pipeline
 from rich.console import Console
 
 import ditlab
+from ditlab.autoencoders.io import load_autoencoder
 from ditlab.backbones import create
 from ditlab.config.autoencoder import AutoencoderTraining
 from ditlab.config.reader import parse_recipe
@@ -165,3 +166,21 @@ def test_features_are_extracted_there():
     with accelerator():
         moved = open_features("digits", device=torch.device(NAME))(images)
     assert (moved.features - features(images).features).abs().max() < 1e-3
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="the machine has an accelerator")
+@pytest.mark.parametrize(
+    "device",
+    ["cuda", "cuda:9", "mps", "xpu", "meta", "gpu", *map(torch.device, ("cuda", "cuda:9", "mps", "xpu", "meta"))],
+)
+def test_a_device_that_cannot_be_used_is_one_clear_line(device, tmp_path):
+    pipe = tiny_pipeline()
+    pipe.save(tmp_path / "model")
+    for use in (
+        lambda: ditlab.load(tmp_path / "model", device=device),
+        lambda: ditlab.load(tmp_path / "model", device="cpu", guidance_device=device),
+        lambda: pipe.to(device),
+        lambda: load_autoencoder(tmp_path / "model", device=device),
+    ):
+        with pytest.raises(ditlab.InputError, match=rf'^device "{device}" cannot be used \([^\n]*\); try auto or cpu$'):
+            use()

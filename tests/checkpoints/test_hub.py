@@ -95,7 +95,7 @@ def test_the_device_is_the_accelerator_unless_another_is_given(folder, monkeypat
     ditlab.load(folder)
     ditlab.load(folder, device="cuda")
     assert ditlab.load(folder, device=torch.device("cpu")).device == torch.device("cpu")
-    assert picked == ["auto", "cuda"]
+    assert picked == ["auto", "cuda", torch.device("cpu")]
 
 
 def test_code_that_only_reads_weights_loads_them_to_the_cpu():
@@ -139,3 +139,15 @@ def test_saving_under_the_other_name(folder, tmp_path):
     with pytest.raises(InputError, match="holds a model"):
         pipe.save_pretrained(tmp_path / "model")
     assert ditlab.load(pipe.save_pretrained(tmp_path / "model", overwrite=True)).identity() == pipe.identity()
+
+
+def test_an_upload_that_fails_is_one_clear_line(monkeypatch):
+    class Api:
+        def create_repo(self, *words, **options):
+            raise ConnectionError("no route to the hub")
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    with pytest.raises(
+        InputError, match=r"^me/otters cannot be uploaded to the hub \(no route to the hub\); check [^\n]*$"
+    ):
+        tiny_pipeline().push_to_hub("me/otters")

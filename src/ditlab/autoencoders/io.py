@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ditlab.autoencoders import KL, Autoencoder, create_autoencoder
 from ditlab.autoencoders.kl import autoencoder_class
+from ditlab.core.device import usable_device
 from ditlab.core.errors import InputError, nearest_path
 from ditlab.core.formats import interpreting
 from ditlab.core.hub import fetch
@@ -57,11 +58,12 @@ def load_autoencoder(
         device: device of the weights.
 
     Raises:
-        InputError: the path does not exist, holds another kind of model, or is damaged.
+        InputError: the path does not exist, holds another kind of model, or is damaged; or the device cannot be used.
     """
     for name, value in (("scale", scale), ("shift", shift)):
         if value is not None and (not math.isfinite(value) or (name == "scale" and value == 0)):
             raise InputError(f"{name} {value} of the latents; give a finite number, and a scale that is not 0")
+    device = usable_device(device)
     path = fetch(path)
     overrides = {name: value for name, value in (("scale", scale), ("shift", shift)) if value is not None}
     autoencoder = _read(path, overrides)

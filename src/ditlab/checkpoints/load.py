@@ -68,12 +68,12 @@ def load(
         overrides: arguments of `ditlab.create` that an external file does not contain: heads=, size=, classes=, exits=.
 
     Raises:
-        InputError: the path does not exist, its layout is unknown, or a file is damaged.
+        InputError: the path does not exist, its layout is unknown, a file is damaged, or the device cannot be used.
     """
     given = {"weights": weights if weights != "ema" else None, "sit": sit} | overrides
     given |= _places(autoencoder=autoencoder, base=base)
     options = {name: value for name, value in given.items() if value is not None}
-    place, precision = pick_device(device) if isinstance(device, str) else device, as_dtype(dtype)
+    place, precision = pick_device(device), as_dtype(dtype)
     path = with_revision(path, revision)
     source, path = path, fetch(path, token, cache_dir)
     pipe, own = _read(path, weights, sit, base, overrides, whole=autoencoder is None)
@@ -91,14 +91,14 @@ def with_second(pipe: Pipeline, device: str | torch.device | None) -> Pipeline:
     """Give a model a second device for guidance, and return it.
 
     Raises:
-        InputError: the model has no second evaluation.
+        InputError: the model has no second evaluation, or the device cannot be used.
     """
     if device is None:
         return pipe
     if not pipe.conditional or pipe.objective.built_in is not None:
         reason = "has its guidance built in" if pipe.conditional else "is unconditional"
         raise InputError(f"guidance_device is {device}, but this model {reason}; leave it out")
-    place = pick_device(device) if isinstance(device, str) else device
+    place = pick_device(device)
     pipe.second = replace(pipe, net=copy.deepcopy(pipe.net).to(place))
     return pipe
 

@@ -62,10 +62,10 @@ def release_freed_memory() -> None:
     trim(0)
 
 
-def pick_device(name: str) -> "torch.device":
+def pick_device(name: "str | torch.device") -> "torch.device":
     """Return the device of a name; "auto" is the accelerator, or the CPU if the machine has none.
 
-    Under a launcher such as torchrun, "cuda" is the GPU with the local rank of this process.
+    Under a launcher such as torchrun, the name "cuda" is the GPU with the local rank of this process.
 
     Raises:
         InputError: the device does not exist or cannot be used.
@@ -78,18 +78,30 @@ def pick_device(name: str) -> "torch.device":
             return torch.device("cpu")
         name = accelerator.type
     local = os.environ.get("LOCAL_RANK")
-    if local is not None and name.partition(":")[0] == "cuda":
+    if local is not None and isinstance(name, str) and name.partition(":")[0] == "cuda":
         if name != "cuda":
             raise InputError(
                 f'all processes of the launcher would share the device "{name}"; give cuda, '
                 "and each process uses the GPU of its local rank"
             )
         name = f"cuda:{local}"
+    return usable_device(name)
+
+
+def usable_device(device: "str | torch.device") -> "torch.device":
+    """Return the device after a first computation on it.
+
+    Raises:
+        InputError: the device does not exist or cannot be used.
+    """
+    import torch
+
     try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f'device "{name}" cannot be used ({str(error).splitlines()[0]}); try auto or cpu') from error
-    return torch.device(name)
+        torch.zeros(1, device=device).item()
+        return torch.device(device)
+    except (RuntimeError, AssertionError, ImportError, TypeError) as error:
+        reason = str(error).splitlines()[0].partition(". ")[0].rstrip(".")
+        raise InputError(f'device "{device}" cannot be used ({reason}); try auto or cpu') from error
 
 
 def process_place() -> tuple[int, int]:

@@ -4,6 +4,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ditlab.core.errors import InputError
+from ditlab.core.formats import reason
 from ditlab.core.hub import hub_library, is_hub_id
 from ditlab.inference import saving
 from ditlab.inference.finite import check_weights
@@ -17,7 +19,11 @@ TAGS = ["ditlab", "diffusion", "diffusion-transformer"]
 def push(
     pipe: "Pipeline", repository: str, *, private: bool, license: str | None, revision: str | None, token: str | None
 ) -> str:
-    """Upload a model folder, see `Pipeline.push_to_hub`; returns the URL of the repository."""
+    """Upload a model folder, see `Pipeline.push_to_hub`; returns the URL of the repository.
+
+    Raises:
+        InputError: the hub cannot be reached, or refuses the upload.
+    """
     hub = hub_library()
     check_weights(pipe)
     if license is not None:
@@ -25,14 +31,24 @@ def push(
     with tempfile.TemporaryDirectory() as draft:
         folder = saving.write_whole(pipe, Path(draft), repository.rpartition("/")[2])
         add_metadata(folder / saving.CARD, pipe.config.get("recipe", {}), hub)
-        api = hub.HfApi(token=token) if token else hub.HfApi()
-        address = str(api.create_repo(repository, private=private, exist_ok=True))
-        branch = {}
-        if revision is not None:
-            api.create_branch(repository, branch=revision, exist_ok=True)
-            branch = {"revision": revision}
-        # One commit, which also removes files that an earlier model had and this one does not have.
-        api.upload_folder(repo_id=repository, folder_path=folder, delete_patterns=sorted(saving.FILES), **branch)
+        try:
+            return upload(hub.HfApi(token=token) if token else hub.HfApi(), repository, folder, private, revision)
+        except Exception as error:  # the library raises many types of error: no network, no access, no such name
+            raise InputError(
+                f"{repository} cannot be uploaded to the hub ({reason(error)}); check the name, the network and the "
+                "token (`hf auth login`), or save the model to a folder"
+            ) from error
+
+
+def upload(api: Any, repository: str, folder: Path, private: bool, revision: str | None) -> str:
+    """Upload a folder with the API of the hub; returns the URL of the repository."""
+    address = str(api.create_repo(repository, private=private, exist_ok=True))
+    branch = {}
+    if revision is not None:
+        api.create_branch(repository, branch=revision, exist_ok=True)
+        branch = {"revision": revision}
+    # One commit, which also removes files that an earlier model had and this one does not have.
+    api.upload_folder(repo_id=repository, folder_path=folder, delete_patterns=sorted(saving.FILES), **branch)
     return address
 
 

@@ -19,6 +19,7 @@ from ditlab.autoencoders import Autoencoder, Pixel
 from ditlab.backbones import Backbone
 from ditlab.conditioning import ClassLabels, Conditioner
 from ditlab.config.sampling import outdated, preset_options
+from ditlab.core.device import usable_device
 from ditlab.core.errors import InputError
 from ditlab.core.spelling import expand
 from ditlab.core.types import Label
@@ -121,7 +122,12 @@ class Pipeline(BasePipeline):
             self.config["values"] = values.describe()
 
     def to(self, device: torch.device | str) -> Self:
-        """Move network and autoencoder to a device; returns the same pipeline."""
+        """Move network and autoencoder to a device; returns the same pipeline.
+
+        Raises:
+            InputError: the device does not exist or cannot be used.
+        """
+        device = usable_device(device)
         self.net.to(device)
         self.autoencoder.to(device)
         return self
