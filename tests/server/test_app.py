@@ -575,7 +575,7 @@ class TestInspection:
     def test_all_steps_and_blocks_are_reported(self, client, pipe):
         result = client.post("/v1/inspect", json={"prompt": "ant", "seed": 3, "steps": 5}).json()
         assert [round(step["t"], 3) for step in result["steps"]] == [0.8, 0.6, 0.4, 0.2, 0]
-        blocks = len(pipe.net.repeated)
+        blocks = len(pipe.net.blocks)
         assert [len(row) for row in result["changes"]] == [blocks] * 4
         assert all(0 < value < 10 for row in result["changes"] for value in row)
         assert (result["attentions"], result["attention"]) == (len(pipe.net.blocks), None)
