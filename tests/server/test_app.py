@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import httpx
 import numpy as np
@@ -32,8 +33,10 @@ from ditlab.diffusion.flow_map import FlowMap
 from ditlab.inference.pipeline import Pipeline
 from ditlab.server.app import create_app
 from ditlab.server.generation import Limits
+from ditlab.server.idle import Busy
 from ditlab.server.requests import PIXEL
 from ditlab.server.responses import model_info
+from ditlab.server.thumbnails import Thumbnails
 
 
 @pytest.fixture
@@ -172,7 +175,9 @@ class TestRejection:
             ({"prompt": 1, "labels": [1]}, 400, "give one of them"),
             ({"guidance_interval": [0.9, 0.1]}, 400, "guidance interval 0.9 to 0.1 is empty"),
             ({"n": "four"}, 422, "n: Input should be a valid integer"),
-            ({"stepps": 4}, 422, "stepps: Extra inputs are not permitted"),
+            ({"stepps": 4}, 422, 'unknown key "stepps"; did you mean "steps"?'),
+            ({"size": "large"}, 400, 'size "large"; give WIDTHxHEIGHT, for clips also FRAMESxWIDTHxHEIGHT'),
+            ({"size": "8x8\n"}, 400, 'size "8x8\\n"; give WIDTHxHEIGHT, for clips also FRAMESxWIDTHxHEIGHT'),
             ({"seed": -1}, 422, "seeds.0: Input should be greater than or equal to 0"),
             ({"n": "4"}, 422, "n: Input should be a valid integer"),
             ({"stream": "yes"}, 422, "stream: Input should be a valid boolean"),
@@ -212,7 +217,11 @@ class TestRejection:
             (b'{"seed": 9007199254740992}', 422, "seeds.0: Input should be less than 9007199254740992"),
             (b"\xff\xfe", 422, "the body is not JSON: Expecting value at character 0"),
             (b'{"prompt": "\\ud800"}', 422, "unable to parse raw data as a unicode string"),
-            (b'{"' + b"a" * 100_000 + b'": 1}', 422, f"{'a' * 200}: Extra inputs are not permitted"),
+            (
+                b'{"' + b"a" * 100_000 + b'": 1}',
+                422,
+                f'unknown key "{"a" * 200}"; GET /openapi.json describes all keys',
+            ),
             (b'{"guidance": NaN}', 422, "guidance: Input should be a finite number"),
             (
                 b'{"guidance_interval": [0, Infinity]}',
@@ -566,7 +575,7 @@ class TestInspection:
     def test_all_steps_and_blocks_are_reported(self, client, pipe):
         result = client.post("/v1/inspect", json={"prompt": "ant", "seed": 3, "steps": 5}).json()
         assert [round(step["t"], 3) for step in result["steps"]] == [0.8, 0.6, 0.4, 0.2, 0]
-        blocks = len(pipe.net.repeated)
+        blocks = len(pipe.net.blocks)
         assert [len(row) for row in result["changes"]] == [blocks] * 4
         assert all(0 < value < 10 for row in result["changes"] for value in row)
         assert (result["attentions"], result["attention"]) == (len(pipe.net.blocks), None)
@@ -721,22 +730,24 @@ def test_examples_of_models_without_classes(pipe):
 
 
 class TestThumbnails:
-    MESSAGE = "thumbnails are generated while nothing else is in progress; try again in 1 s"
-
-    def test_none_is_generated_while_a_request_is_in_progress(self, pipe):
-        with TestClient(create_app({"small": pipe})) as client:
-            service = client.app.state.service
+    def test_they_wait_until_no_request_is_in_progress(self, pipe):
+        with TestClient(create_app({"small": pipe})) as client, ThreadPoolExecutor() as pool:
+            service, calls = client.app.state.service, []
+            service.engines["small"].on_call = lambda rows, seconds: calls.append(rows)
             service.idle.begin()
-            response = client.get("/v1/thumbnails/0")
-            assert (response.status_code, error(response)) == (429, self.MESSAGE)
-            assert response.headers["retry-after"] == "1"
+            waiting = [pool.submit(client.get, f"/v1/thumbnails/{number}") for number in (0, 1, 0)]
+            wait(waiting, 0.3)
+            assert (any(future.done() for future in waiting), calls) == (False, [])
             service.idle.end()
-            assert client.get("/v1/thumbnails/0").status_code == 200
+            responses = [future.result(20) for future in waiting]
+            assert [response.status_code for response in responses] == [200, 200, 200]
+            assert responses[0].content == responses[2].content != responses[1].content
+            assert len(calls) == 2 * 6  # steps of the preset draft: the second request for 0 took what was kept
             service.idle.begin()
-            assert client.get("/v1/thumbnails/0").status_code == 200  # kept
+            assert client.get("/v1/thumbnails/1").content == responses[1].content
             service.idle.end()
 
-    def test_a_request_ends_the_one_that_is_generated(self, pipe):
+    def test_a_request_comes_first_and_the_thumbnail_follows(self, pipe):
         begun, forward = threading.Event(), pipe.net.forward
 
         def slow(*given, **named):
@@ -745,16 +756,50 @@ class TestThumbnails:
             return forward(*given, **named)
 
         pipe.net.forward = slow
-        with TestClient(create_app({"small": pipe})) as client:
-            responses = []
-            other = threading.Thread(target=lambda: responses.append(client.get("/v1/thumbnails/0")))
-            other.start()
+        with TestClient(create_app({"small": pipe})) as client, ThreadPoolExecutor() as pool:
+            waiting = pool.submit(client.get, "/v1/thumbnails/0")
             assert begun.wait(10)
             assert post(client, n=1).status_code == 200
-            other.join(10)
-            assert (responses[0].status_code, error(responses[0])) == (429, self.MESSAGE)
-            assert "ditlab_requests_in_progress 0.0" in client.get("/metrics").text
-            assert client.get("/v1/thumbnails/0").status_code == 200
+            thumbnail = waiting.result(20)
+            assert thumbnail.status_code == 200
+            pipe.net.forward = forward
+            asked = post(client, prompt=0, seeds=0, preset="draft").json()["data"][0]["b64_json"]
+            assert Image.open(io.BytesIO(thumbnail.content)).tobytes() == decode(asked).tobytes()
+            metrics = client.get("/metrics").text
+            assert "ditlab_requests_in_progress 0.0" in metrics
+            assert "ditlab_requests_canceled_total 0.0" in metrics
+
+    def test_few_wait_and_not_for_ever(self, pipe):
+        with TestClient(create_app({"small": pipe}, Limits(requests=2, seconds=1))) as client:
+            service = client.app.state.service
+            service.idle.begin()
+            waiting = [service.thumbnail("small", number) for number in (0, 1)]
+            response = client.get("/v1/thumbnails/2")
+            assert (response.status_code, error(response)) == (429, "too many thumbnails wait; try again in 1 s")
+            assert response.headers["retry-after"] == "1"
+            message = "thumbnails are generated while nothing else is in progress; try again in 1 s"
+            with pytest.raises(Busy, match=message):
+                waiting[0].result(20)
+            with pytest.raises(Busy, match=message):
+                waiting[1].result(20)
+            service.idle.end()
+            assert client.get("/v1/thumbnails/2").status_code == 200
+
+    def test_the_service_ends_while_some_wait(self, pipe):
+        with TestClient(create_app({"small": pipe})) as client:
+            client.app.state.service.idle.begin()
+            waiting = [client.app.state.service.thumbnail("small", number) for number in (0, 1)]
+        with pytest.raises(Busy):
+            waiting[0].result(0)
+        assert waiting[1].cancelled()
+
+    def test_the_oldest_is_dropped(self, monkeypatch):
+        monkeypatch.setattr("ditlab.server.thumbnails.KEPT", 2)
+        generated = []
+        thumbnails = Thumbnails(lambda name, seconds: generated.append(name[1]) or b"%d" % name[1], 4, 10)
+        contents = [thumbnails.request(("small", number)).result(10) for number in (0, 1, 2, 2, 1, 0)]
+        assert (contents, generated) == ([b"0", b"1", b"2", b"2", b"1", b"0"], [0, 1, 2, 0])
+        thumbnails.close()
 
 
 def test_the_openapi_description_is_complete_and_has_examples(pipe):

@@ -164,8 +164,11 @@ class TestClips:
         response = post(clip_client, prompt=0, format="mp4")
         line = ".mp4 files need PyAV; pip install 'ditlab[video]', or save .webp or .gif"
         assert (response.status_code, error(response)) == (400, line)
-        for given in ({"00": image}, {"last": image}, {}):
-            assert post(clip_client, prompt=0, given=given).status_code == 422
+        for key in ("last", "00", "+1", "1\u0662", "", "-0"):
+            response = post(clip_client, prompt=0, given={key: image})
+            keys = 'its keys are the numbers of frames: "0" to "2", or "-1" to "-3" from the end'
+            assert (response.status_code, error(response)) == (400, f'given has the key "{key}"; {keys}')
+        assert post(clip_client, prompt=0, given={}).status_code == 422
         response = post(clip_client, prompt=0, frames=4, size="3x8x8", n=16)
         assert response.status_code == 200
 

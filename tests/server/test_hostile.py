@@ -253,7 +253,11 @@ class TestBodies:
         ("body", "code", "line"),
         [
             (json.dumps({f"k{i}": 1 for i in range(300_000)}).encode(), 413, f"the body has 4088890 {LONG}"),
-            (json.dumps({f"k{i}": 1 for i in range(20_000)}).encode(), 422, "k0: Extra inputs are not permitted"),
+            (
+                json.dumps({f"k{i}": 1 for i in range(20_000)}).encode(),
+                422,
+                'unknown key "k0"; GET /openapi.json describes all keys',
+            ),
             (b'{"n": 1, "image": ' + b" " * TEXT + b"1}", 413, f"the body has {TEXT + 20} {LONG}"),
             (b'{"seeds": [' + b"-1," * 80_000 + b"-1]}", 422, "seeds.0: Input should be greater than or equal to 0"),
             (

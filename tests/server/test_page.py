@@ -38,11 +38,12 @@ def address(tmp_path_factory):
     pipe.config["sample"] = {"sampler": "ab4", "steps": 20, "guidance": 2.0}
     pipe.save(folder / "small")
     smooth(tiny_pipeline(classes=0)).save(folder / "plain")
+    smooth(tiny_pipeline(classes=60)).save(folder / "many")
     text_pipeline().save(folder / "text")
     clip_pipeline().save(folder / "clips")
     begin_run(folder / "going")
     begin_run(folder / "ended", images=300)
-    names = ("small", "plain", "text", "clips", "going", "ended")
+    names = ("small", "plain", "many", "text", "clips", "going", "ended")
     imported = f"--import={text_net.__file__}"
     with held(folder / "going"), serving(*(folder / name for name in names), imported) as address:
         yield address
@@ -178,6 +179,99 @@ def test_nothing_moves_while_images_are_generated(page):
     page.get_by_role("button", name="Generate", exact=True).click()
     page.locator("#history img").nth(5).wait_for()
     assert page.evaluate("window.moved") == []
+
+
+def test_thumbnails_wait_while_images_are_generated(page, address):
+    page.route("**/v1/thumbnails/*", lambda route: route.abort())
+    page.reload()
+    page.get_by_role("button", name="bee", exact=True).wait_for()
+    page.wrong.clear()
+    page.unroute("**/v1/thumbnails/*")
+    page.get_by_text("More settings").click()
+    page.locator("#steps").fill("250")
+    page.get_by_role("button", name="Generate", exact=True).click()
+    page.get_by_role("button", name="Generate", exact=True).click()
+    page.get_by_role("button", name="Cancel (1 waiting)").wait_for()
+    page.locator("#model").select_option("many")
+    page.locator("#classes button").nth(59).wait_for()
+    page.get_by_role("button", name="Cancel (1 waiting)").click()
+    page.locator("#classes img[src^=blob]").nth(59).wait_for(timeout=60_000)
+    assert page.wrong == []
+
+
+def test_a_rejected_or_broken_request_leaves_the_stage_as_it_is(page):
+    page.locator("#current img[alt='example: class cow']").wait_for()
+    examples = page.locator("#current").inner_html()
+    page.locator("#strength").evaluate("field => (field.value = 3)")
+    page.evaluate("document.querySelector('#steps').removeAttribute('max')")
+    page.get_by_text("More settings").click()
+    page.locator("#steps").fill("300")
+    page.get_by_role("button", name="Generate", exact=True).click()
+    page.get_by_role("status").filter(has_text="300 steps; give 1 to 250").wait_for()
+    assert page.locator("#current").inner_html() == examples
+    assert page.locator("#stage-title").inner_text() == "Examples (seed 0)"
+    page.wrong.clear()  # the browser notes the rejected request
+
+    broken = 'event: error\ndata: {"error": {"message": "it broke"}}\n\n'
+    page.route("**/generations", lambda route: route.fulfill(body=broken, content_type="text/event-stream"))
+    page.get_by_role("button", name="Generate", exact=True).click()
+    page.get_by_role("status").filter(has_text="it broke").wait_for()
+    assert page.locator("#current").inner_html() == examples
+    page.locator("#model").select_option("plain")
+    playwright.expect(page.get_by_role("status")).to_have_text("")
+
+
+def test_images_of_one_model_do_not_appear_on_the_stage_of_another(page):
+    page.get_by_text("More settings").click()
+    page.locator("#steps").fill("250")
+    page.locator("#sampler").select_option("heun")
+    page.get_by_role("button", name="Generate", exact=True).click()
+    page.locator("#current img[src^='data:']").first.wait_for()
+    page.locator("#model").select_option("plain")
+    page.locator("#stage-title").filter(has_text="Examples").wait_for()
+    page.get_by_role("status").filter(has_text="4 images in").wait_for(timeout=60_000)
+    page.locator("#current img[alt='example: image']").nth(3).wait_for()
+    assert page.locator("#history img").first.get_attribute("alt") == "class ant, seed 3"
+
+
+def test_tooltips_are_beside_their_buttons(page):
+    page.get_by_text("More settings").click()
+    for name in ("samplers", "steps", "guidance"):
+        button = page.get_by_role("button", name=f"About {name}")
+        button.hover()
+        at, box = button.bounding_box(), page.locator(".tip-text:popover-open").bounding_box()
+        assert box["y"] - at["y"] - at["height"] == pytest.approx(8, abs=1)
+        assert box["x"] == pytest.approx(at["x"], abs=1)
+        page.locator("h1").hover()
+        assert page.locator(".tip-text:popover-open").count() == 0
+        button.focus()
+        page.keyboard.press("Enter")
+        assert page.locator(".tip-text:popover-open").is_visible()
+        page.keyboard.press("Escape")
+
+
+def test_empty_fields_show_the_defaults_of_the_model(page):
+    page.get_by_text("More settings").click()
+
+    def defaults():
+        fields = [page.locator(f"#{name}").get_attribute("placeholder") for name in ("steps", "guidance")]
+        return [page.locator("#sampler option").first.inner_text(), *fields]
+
+    assert defaults() == ["ab4 (default)", "20 (default)", "2 (default)"]
+    page.locator("#preset").select_option("draft")
+    assert defaults() == ["From preset", "From preset", "2 (default)"]
+
+
+def test_the_history_is_cleared_after_a_question(page):
+    page.get_by_role("spinbutton", name="Images").fill("2")
+    page.get_by_role("button", name="Generate", exact=True).click()
+    drawn(page, 2)
+    asked = []
+    for decide, left in (("dismiss", 2), ("accept", 0)):
+        page.once("dialog", lambda dialog, decide=decide: asked.append(dialog.message) or getattr(dialog, decide)())
+        page.get_by_role("button", name="Clear history").click()
+        playwright.expect(page.locator("#history img")).to_have_count(left)
+    assert asked == ["Delete all 2 images of the history?"] * 2
 
 
 def test_requests_wait_in_a_queue(page):
@@ -410,8 +504,10 @@ def test_the_inside_is_shown(page):
     page.locator("#layer").select_option("0")
     assert page.locator("#way img").count() == 5
     squares = page.locator("#changes rect")
-    assert squares.count() % 4 == 0
+    assert squares.count() == 2 * 4  # blocks, and steps after the first
     assert squares.first.locator("title").text_content().startswith("step 2, block 1: ")
+    assert page.locator("#changes-legend text").all_inner_texts()[-5] == "0 %"
+    assert re.fullmatch(r"[1-9]\d?\.\d %", page.locator("#attention-most").inner_text())
 
 
 def test_settings_are_compared_in_a_grid(page):
@@ -420,7 +516,7 @@ def test_settings_are_compared_in_a_grid(page):
     page.get_by_role("button", name="Add row").click()
     page.locator(".variant").nth(2).locator("summary").click()
     page.locator(".variant").nth(2).locator("[data-key=guidance]").fill("3")
-    assert page.locator(".variant").nth(2).locator("summary").inner_text() == "guidance 3"
+    assert page.locator(".variant").nth(2).locator("summary").inner_text() == "Settings: guidance 3"
     page.locator(".variant").nth(0).locator("summary").click()
     page.locator(".variant").nth(0).get_by_role("button").click()
     page.get_by_role("button", name="Generate grid").click()
@@ -522,8 +618,6 @@ NUMBER = "#stage-player .number"
 
 
 def choose_clips(page):
-    """Choose the model of clips, without requests for examples that a generation would end."""
-    page.locator("#classes img[src^=blob]").nth(2).wait_for()
     page.locator("#model").select_option("clips")
     page.locator("#current img[alt='example: class right']").wait_for()
 

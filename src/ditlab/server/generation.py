@@ -24,7 +24,7 @@ from ditlab.inference.records import recorded_size
 from ditlab.inference.sizes import input_size
 from ditlab.report.videos import check_video
 from ditlab.server.introspection import Attention
-from ditlab.server.requests import GenerationRequest, resolved
+from ditlab.server.requests import SIZE, GenerationRequest, resolved
 
 
 @dataclass(frozen=True)
@@ -212,6 +212,8 @@ def choose_size(pipe: BasePipeline, request: GenerationRequest, most: int) -> tu
     own = (*pipe.net.size[:-2], *pipe.picture_shape[1])
     if request.size is None:
         return own
+    if not SIZE.fullmatch(request.size):
+        raise InputError(f'size "{request.size[:50]}"; give WIDTHxHEIGHT, for clips also FRAMESxWIDTHxHEIGHT')
     size = from_width_first(request.size)
     if len(size) > len(own):
         raise InputError(f"size {request.size} has frames, and this model generates images; give WIDTHxHEIGHT")
@@ -252,7 +254,8 @@ def start_image(pipe: BasePipeline, request: GenerationRequest, most: int, size:
 
 def start_frames(pipe: BasePipeline, request: GenerationRequest, most: int, size: tuple[int, ...]) -> GivenFrames:
     """The given frames and the length of the clips of a request, see `start_image`."""
-    files = request.given_files()
+    check_model(pipe)
+    files = request.given_files(size[0])
     images: dict[int, Image] = {}
     for number, content in (files or {}).items():
         images[number] = read_picture(io.BytesIO(content), most, FORMATS, what=f"given frame {number}")

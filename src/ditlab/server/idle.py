@@ -13,40 +13,48 @@ class Idle:
     """Knows whether requests are in progress, and stops background work when one begins."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.changed = threading.Condition()
         self.requests = 0
+        self.closed = False
         self.background: threading.Event | None = None  # cancels the background work when it is set
 
     def begin(self) -> None:
         """A request begins."""
-        with self.lock:
+        with self.changed:
             self.requests += 1
             if self.background:
                 self.background.set()
 
     def end(self) -> None:
         """A request ended."""
-        with self.lock:
+        with self.changed:
             self.requests -= 1
+            self.changed.notify_all()
+
+    def close(self) -> None:
+        """End the waiting for idle time, and the background work."""
+        with self.changed:
+            self.closed = True
+            if self.background:
+                self.background.set()
+            self.changed.notify_all()
 
     @contextmanager
-    def alone(self, stop: threading.Event) -> Iterator[None]:
-        """Do background work, which ends when `stop` is set.
+    def alone(self, stop: threading.Event, seconds: float) -> Iterator[None]:
+        """Wait until no request is in progress, then do background work, which has to end when `stop` is set.
+
+        Only one thread may do background work.
 
         Raises:
-            Busy: something else is in progress, or began meanwhile.
+            Busy: requests were in progress for `seconds`, or the service ends.
         """
-        message = "thumbnails are generated while nothing else is in progress; try again in 1 s"
-        with self.lock:
-            if self.requests or self.background:
-                raise Busy(message)
+        with self.changed:
+            self.changed.wait_for(lambda: self.closed or not self.requests, seconds)
+            if self.closed or self.requests:
+                raise Busy("thumbnails are generated while nothing else is in progress; try again in 1 s")
             self.background = stop
         try:
             yield
-        except Exception:
-            if stop.is_set():
-                raise Busy(message) from None
-            raise
         finally:
-            with self.lock:
+            with self.changed:
                 self.background = None

@@ -39,6 +39,8 @@ class Inspector:
             attention: index of the self-attention, in the order of the call, of which the weights are kept.
         """
         self.net, self.wanted = net, attention
+        last = getattr(net, "final_layer", None)  # is compiled like a block, and is none
+        self.blocks = [block for block in net.repeated if block is not last]
         self.recorded = False  # whether the first call of this step has been made
         self.attentions = 0  # in a network call
         self.attention: Attention | None = None  # of this step
@@ -58,8 +60,7 @@ class Inspector:
             return
         self.recorded = True
         self.before, self.outputs = self.outputs, {}
-        blocks = self.net.repeated
-        hooks = [block.register_forward_hook(partial(self._keep, i)) for i, block in enumerate(blocks)]
+        hooks = [block.register_forward_hook(partial(self._keep, i)) for i, block in enumerate(self.blocks)]
         recorder = AttentionRecorder(self.wanted)
         try:
             with recorder:
@@ -71,7 +72,7 @@ class Inspector:
         if recorder.weights is not None:
             self.attention = as_grid(recorder.weights, self.net)
         if self.before:
-            self.changes.append([self._change(i) for i in range(len(blocks))])
+            self.changes.append([self._change(i) for i in range(len(self.blocks))])
 
     def _keep(self, i: int, block: nn.Module, inputs: Any, output: Any) -> None:
         if isinstance(output, Tensor):

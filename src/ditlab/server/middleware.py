@@ -19,6 +19,7 @@ from ditlab.server.bodies import TEXT
 from ditlab.server.generation import Limits
 from ditlab.server.hosts import Hosts
 from ditlab.server.idle import Busy
+from ditlab.server.requests import UNKNOWN_KEY
 from ditlab.server.responses import error_body
 from ditlab.server.service import Failed
 
@@ -149,6 +150,8 @@ def validation_message(errors: Sequence[Any]) -> str:
     first = errors[0]
     if first["type"] == "json_invalid":
         return f"the body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}"
+    if first["type"] == UNKNOWN_KEY:
+        return str(first["msg"])
 
     def path(error: Any) -> str:
         parts = [str(part) for part in error["loc"] if not str(part).startswith(TAGS)]

@@ -3,9 +3,11 @@
 import base64
 import re
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from ditlab.conditioning import ClassLabels
 from ditlab.core.errors import InputError, lookup
@@ -14,6 +16,7 @@ from ditlab.inference.base import BasePipeline
 
 # An image of one white pixel.
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAsTj2FAAAAABJRU5ErkJggg=="
+UNKNOWN_KEY = "unknown_key"  # type of an error whose message is complete
 DATA_URL = re.compile(r"data:[\w/+.;=-]*,")  # what browsers put before the base64 of a file
 ALIASES = {
     "num_inference_steps": "steps",  # the words of diffusers' pipelines
@@ -79,7 +82,9 @@ Label = Annotated[int, Field(ge=0, lt=2**31), WHOLE] | Annotated[str, Field(min_
 Block = Annotated[int, Field(ge=0, le=10_000), WHOLE]
 Time = Annotated[float, Field(ge=0, le=1)]
 File = Annotated[str, Field(min_length=1, json_schema_extra={"contentEncoding": "base64"})]
-FrameNumber = Annotated[str, Field(pattern="^(0|-?[1-9][0-9]{0,3})$")]
+# Two patterns that are only described here: `server.generation` checks them, with messages for people.
+FRAME, SIZE = re.compile("^(0|-?[1-9][0-9]{0,3})$"), re.compile("^([0-9]{1,5}x)?[0-9]{1,5}x[0-9]{1,5}$")
+FrameNumber = Annotated[str, Field(json_schema_extra={"pattern": FRAME.pattern})]
 Frames = Annotated[int, Field(ge=1, le=1_000_000), WHOLE]
 # The first invalid value ends a check: a message names only that one, and a long list of errors takes seconds.
 Seeds = Annotated[list[Seed], Field(min_length=1, max_length=1024, fail_fast=True)]
@@ -171,7 +176,11 @@ class SamplingRequest(BaseModel):
             return body
         for key in body:
             if key not in cls.model_fields and key not in ALIASES:
-                return {key: None}  # rejected; thousands of other unknown keys would take seconds
+                # Only the first one is reported; messages for thousands would take seconds.
+                close = get_close_matches(key[:200], cls.model_fields, n=1)
+                remedy = f'did you mean "{close[0]}"?' if close else "GET /openapi.json describes all keys"
+                words = f'unknown key "{key[:200]}"; {remedy}'
+                raise PydanticCustomError(UNKNOWN_KEY, "{words}", {"words": words})
         renamed: dict[Any, Any] = {}
         origin: dict[Any, str] = {"labels": "prompt"} if body.get("prompt") is not None else {}
         for key, value in body.items():
@@ -211,7 +220,7 @@ class GenerationRequest(SamplingRequest):
     n: Annotated[int, WHOLE] = Field(
         1, ge=1, le=1024, description="Number of images. Default: the number of labels. Alias: num_images_per_prompt."
     )
-    size: Annotated[str, Field(pattern="^([0-9]{1,5}x)?[0-9]{1,5}x[0-9]{1,5}$")] | None = Field(
+    size: Annotated[str, Field(json_schema_extra={"pattern": SIZE.pattern})] | None = Field(
         None,
         description="WIDTHxHEIGHT, for clips also FRAMESxWIDTHxHEIGHT. Default: the size of the model. Networks "
         "whose weights do not depend on the size take any other that their patches divide.",
@@ -285,14 +294,20 @@ class GenerationRequest(SamplingRequest):
         text = getattr(self, name)
         return None if text is None else decoded(text, f"the {name}")
 
-    def given_files(self) -> dict[int, bytes] | None:
-        """The content of the given frames, by their number.
+    def given_files(self, frames: int) -> dict[int, bytes] | None:
+        """The content of the given frames, by their number, for clips of a number of frames.
 
         Raises:
-            InputError: text that is not base64.
+            InputError: a key that is not a number, or text that is not base64.
         """
         if self.given is None:
             return None
+        for key in self.given:
+            if not FRAME.fullmatch(key):
+                raise InputError(
+                    f'given has the key "{key[:50]}"; its keys are the numbers of frames: "0" to "{frames - 1}", or '
+                    f'"-1" to "-{frames}" from the end'
+                )
         return {int(number): decoded(text, f"given frame {number}") for number, text in self.given.items()}
 
 

@@ -42,7 +42,7 @@ INSPECTED_EXAMPLE: dict[str, Any] = {
     "steps": [{"t": 0.5, "b64_json": PIXEL}, {"t": 0.0, "b64_json": PIXEL}],
     "changes": [[0.31, 0.27, None]],
     "attentions": 3,
-    "attention": {"height": 1, "width": 1, "weights": "/w=="},
+    "attention": {"height": 1, "width": 1, "weights": "/w==", "largest": [1.0]},
 }
 EVENTS = f"""event: image_generation.step
 data: {{"type": "image_generation.step", "step": 1, "steps": 2}}
@@ -174,6 +174,7 @@ class AttentionMap(BaseModel):
         description="As base64: one byte for each pair of patches, queries first, both row by row; 255 is the largest "
         "weight of a query."
     )
+    largest: list[float] = Field(description="The largest weight of each query, from 0 to 1.")
 
 
 class Inspected(BaseModel):
@@ -336,9 +337,14 @@ def inspected(request: InspectionRequest, inspection: Inspection) -> dict[str, A
             raise InputError(f"{name} {index} does not exist; there are {count}{hint}")
     weights = None
     if (attention := inspection.attention) is not None:
-        rows = attention.weights / attention.weights.amax(1, keepdim=True).clamp(min=1e-12)
-        content = (255 * rows).round().to(torch.uint8).cpu().numpy().tobytes()
-        weights = {"height": attention.height, "width": attention.width, "weights": as_base64(content)}
+        largest = attention.weights.amax(1)
+        rows = attention.weights / largest[:, None].clamp(min=1e-12)
+        weights = {
+            "height": attention.height,
+            "width": attention.width,
+            "weights": as_base64((255 * rows).round().to(torch.uint8).cpu().numpy().tobytes()),
+            "largest": [round(value, 4) for value in largest.tolist()],
+        }
     return {
         "model": inspection.settings["model"],
         "settings": inspection.settings,

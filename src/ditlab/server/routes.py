@@ -112,10 +112,19 @@ async def list_classes(service: Served, model: Name | None = None) -> dict[str, 
 
 @api.get("/v1/thumbnails/{number}", response_class=Response, responses=PNG | errors(400, 422, 429, 503))
 async def thumbnail(
-    service: Served, number: Annotated[int, PathParameter(ge=0, lt=2**31)], model: Name | None = None
+    request: Request,
+    service: Served,
+    number: Annotated[int, PathParameter(ge=0, lt=2**31)],
+    model: Name | None = None,
 ) -> Response:
-    """An example: of a class by its index, of an example prompt by its number, or of a seed. 429 while others work."""
-    image = await asyncio.to_thread(service.thumbnail, model, number)
+    """An example: of a class by its index, of an example prompt by its number, or of a seed.
+
+    It is generated once, when no request is in progress: the response waits for that.
+    """
+    future = await asyncio.to_thread(service.thumbnail, model, number)
+    image = await unless_disconnected(request, asyncio.wrap_future(future))
+    if image is None:
+        return Response(status_code=CLIENT_CLOSED)
     return Response(image, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
 
 
@@ -160,8 +169,8 @@ def start(service: Service, generation: Generation) -> Events:
     return events
 
 
-async def unless_disconnected(request: Request, result: Awaitable[T], stop: threading.Event) -> T | None:
-    """Wait for a result, or for the client to disconnect; `stop` is set in both cases.
+async def unless_disconnected(request: Request, result: Awaitable[T], stop: threading.Event | None = None) -> T | None:
+    """Wait for a result, or for the client to disconnect; `stop` is set in both cases, and the waiting is canceled.
 
     Returns:
         The result; None if the client has disconnected.
@@ -173,7 +182,8 @@ async def unless_disconnected(request: Request, result: Awaitable[T], stop: thre
     finally:
         gone.cancel()
         waiting.cancel()
-        stop.set()
+        if stop is not None:
+            stop.set()
 
 
 async def disconnected(request: Request) -> None:

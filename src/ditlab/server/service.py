@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -45,6 +45,7 @@ from ditlab.server.idle import Busy, Idle
 from ditlab.server.introspection import Inspector
 from ditlab.server.metrics import Metrics
 from ditlab.server.requests import GenerationRequest, InspectionRequest, example, resolved
+from ditlab.server.thumbnails import Thumbnail, Thumbnails
 
 log = logging.getLogger("uvicorn.error")  # which the server prints
 FAILED = "the generation failed; see the log of the service"
@@ -85,7 +86,7 @@ class Service:
         self.decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decoding")
         self.slots = threading.BoundedSemaphore(limits.requests)
         self.idle = Idle()
-        self.thumbnails: dict[tuple[str, int], bytes] = {}
+        self.thumbnails = Thumbnails(self._thumbnail, limits.requests, limits.seconds)
 
     def find(self, model: str | None) -> tuple[str, BasePipeline]:
         """A model by name; the first one if None.
@@ -256,26 +257,39 @@ class Service:
             settings = self.settings(generation, 0)
             return Inspection(settings, tuple(estimates), inspector.changes, inspector.attentions, inspector.attention)
 
-    def thumbnail(self, model: str | None, number: int) -> bytes:
+    def thumbnail(self, model: str | None, number: int) -> "Future[bytes]":
         """An example of what a model generates, as PNG; it is generated once, while nothing else is in progress.
 
         Args:
             model: name of the model.
             number: index of the class; for a model that reads text, number of the example prompt; otherwise the seed.
 
+        Returns:
+            The file, or `Failed` if the generation failed, or `Busy` if requests were in progress for too long.
+
         Raises:
             InputError: a class or an example prompt that the model does not have.
-            Busy: requests are in progress.
-            Failed: the generation failed.
+            Busy: too many thumbnails wait.
         """
         name, pipe = self.find(model)
-        if (name, number) not in self.thumbnails:
-            preset = {} if pipe.objective.fixed_times else {"preset": "draft"}
-            request = {"model": name, **preset, **example(pipe, number)}
-            generation = self.prepare(GenerationRequest.model_validate(request))
-            with self.idle.alone(generation.stop), self._reported():
-                self.thumbnails[name, number] = self._run(generation, lambda event: None).images[0]
-        return self.thumbnails[name, number]
+        example(pipe, number)
+        return self.thumbnails.request((name, number))
+
+    def _thumbnail(self, thumbnail: Thumbnail, seconds: float) -> bytes | None:
+        """An example of what a model generates; None if a request began meanwhile, which comes first.
+
+        Raises:
+            Busy: requests were in progress for `seconds`.
+            Failed: the generation failed.
+        """
+        name, number = thumbnail
+        pipe = self.models[name]
+        preset = {} if pipe.objective.fixed_times else {"preset": "draft"}
+        request = {"model": name, **preset, **example(pipe, number)}
+        generation = self.prepare(GenerationRequest.model_validate(request))
+        with self.idle.alone(generation.stop, seconds), self._reported(), suppress(Canceled):
+            return self._run(generation, lambda event: None).images[0]
+        return None
 
     def shown(self, generation: Generation, pixels: Tensor) -> Tensor:
         """The shown channels of decoded images or clips, uint8."""
@@ -320,6 +334,8 @@ class Service:
 
     def close(self) -> None:
         """End all generations."""
+        self.idle.close()
+        self.thumbnails.close()
         for engine in self.engines.values():
             engine.close()
         self.decoders.shutdown()

@@ -94,10 +94,10 @@ def preview(pipes: Sequence[Pipeline], place: Place) -> Image.Image | None:
     if not place.first:
         return None
     if len(sizes) == 1:
-        return side_by_side(sheets, ("average", "raw weights"))
+        return side_by_side(sheets, ("EMA weights", "raw weights"))
     shown = [sides_of(size or ()) for size in sizes]
     average, raw = sheets[: len(sizes)], sheets[len(sizes) :]
-    both = (("average", average), ("raw weights", raw))
+    both = (("EMA weights", average), ("raw weights", raw))
     return stacked([side_by_side(row, [f"{name}, {size}" for size in shown]) for name, row in both])
 
 

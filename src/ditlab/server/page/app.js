@@ -4,6 +4,7 @@ import * as compare from "./compare.js";
 import * as images from "./images.js";
 import * as inspect from "./inspect.js";
 import * as runs from "./runs.js";
+import * as tips from "./tips.js";
 import { $, ask, model, ofClips, say, sayAgain, shared, sides } from "./service.js";
 
 async function start() {
@@ -67,7 +68,7 @@ document.addEventListener("keydown", (event) => {
     document.querySelector(`[data-for="${shared.view}"] [type="submit"]`)?.click();
 });
 paint(localStorage.getItem("theme") ?? "");
-for (const view of [inspect, compare, runs]) view.connect();
+for (const part of [inspect, compare, runs, tips]) part.connect();
 await images.connect((id) => {
   $("model").value = id;
   return pick();

@@ -1,10 +1,10 @@
-// The classes that can be selected, and the small images of them, which the server makes while it has nothing else to do.
+// The classes that can be selected, and the small images of them, which the server generates when it has time.
 
 import { shownAddress } from "./clip.js";
 import { $, ask, element, model, picture, shared } from "./service.js";
 
 const THUMBNAILS = 60; // classes, or example prompts, for which images are requested
-const WAIT = 1500; // milliseconds until a thumbnail is requested again, if the server was busy
+const WAIT = 5000; // milliseconds until a thumbnail is requested again, if the server was busy for too long
 let chosen = new Set(); // indices of classes
 let wanted = 0; // number of the latest request for thumbnails; earlier ones end
 
@@ -32,11 +32,12 @@ function classButton(name, i) {
 }
 
 async function thumbnails(examples) {
-  const { id, classes, prompts } = model();
+  const { id, classes, prompts, model_hash } = model();
   const number = ++wanted;
   const count = Math.min(THUMBNAILS, classes || prompts.length || 4);
   for (let i = 0; i < count; i++) {
-    const address = await thumbnail(id, i, number);
+    // The hash is no parameter: it keeps the browser from showing thumbnails of earlier weights.
+    const address = await thumbnail(`v1/thumbnails/${i}?model=${encodeURIComponent(id)}&weights=${model_hash}`, number);
     if (number !== wanted) return;
     if (!address) continue; // the name is enough
     if (classes) $("classes").children[i].querySelector("img").src = address;
@@ -44,10 +45,11 @@ async function thumbnails(examples) {
   }
 }
 
-async function thumbnail(id, i, number) {
+// One at a time, so that connections remain for other requests; the server answers when it has had time for it.
+async function thumbnail(path, number) {
   while (number === wanted) {
     try {
-      const answer = await ask(`v1/thumbnails/${i}?model=${encodeURIComponent(id)}`);
+      const answer = await ask(path);
       return shownAddress(await answer.blob());
     } catch (error) {
       if (error.status !== 429) return null;

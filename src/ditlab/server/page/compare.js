@@ -6,6 +6,8 @@ import { $, SAMPLERS, bytes, described, element, lines, picture, plain, post, sh
 const say = speaker("compare");
 
 export function pick() {
+  $("grid-classes-row").hidden = !shared.models.some((each) => each.classes);
+  $("grid-prompts-row").hidden = !shared.models.some((each) => each.condition === "text");
   if (!$("variants").children.length) for (const preset of ["draft", "best"]) add({ model: $("model").value, preset });
 }
 
@@ -15,7 +17,7 @@ function add(settings = {}) {
   field("model").append(...shared.models.map((each) => new Option(each.id)));
   field("sampler").append(...SAMPLERS.map((name) => new Option(name)));
   for (const [key, value] of Object.entries(settings)) field(key).value = value;
-  const summarize = () => (row.querySelector("summary").textContent = told(request(row))[1]);
+  const summarize = () => (row.querySelector("summary").textContent = `Settings: ${told(request(row))[1]}`);
   row.addEventListener("input", summarize);
   row.querySelector("button").addEventListener("click", () => {
     row.remove();
@@ -72,6 +74,7 @@ async function generate() {
     if (i === 0) $("table").append(element("tr", {}, element("td"), ...data.map((one) => element("th", { scope: "col", textContent: title(one) }))));
     $("table").append(element("tr", {}, head, ...cells));
   }
+  $("table").rows[0].scrollIntoView({ block: "nearest" });
   say(`${rows.length} ${rows.length === 1 ? "row" : "rows"} generated`);
 }
 

@@ -198,6 +198,14 @@ export function connect({ take, again, begin }) {
     work(shown);
   };
   $("slider").addEventListener("input", slide);
+  const pull = (event) => {
+    if ($("slider-row").hidden || !event.buttons) return;
+    const box = $("detail-picture").getBoundingClientRect();
+    $("slider").value = (100 * (event.clientX - box.left)) / box.width;
+    slide();
+  };
+  for (const kind of ["pointerdown", "pointermove"]) $("detail-picture").addEventListener(kind, pull);
+  $("detail-picture").addEventListener("dragstart", (event) => $("slider-row").hidden || event.preventDefault());
   $("close").addEventListener("click", () => $("detail").close());
   $("previous").addEventListener("click", () => step(1));
   $("next").addEventListener("click", () => step(-1));
@@ -225,6 +233,7 @@ export function connect({ take, again, begin }) {
   }));
   $("zip").addEventListener("click", saveAll);
   $("forget").addEventListener("click", async () => {
+    if (!confirm(`Delete ${entries.length === 1 ? "the only image" : `all ${entries.length} images`} of the history?`)) return;
     await store("readwrite", (images) => images.clear());
     entries = [];
     $("history").replaceChildren();

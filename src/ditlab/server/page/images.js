@@ -12,9 +12,8 @@ const say = speaker("images");
 const EXAMPLES = 16; // most images on the stage before the first generation
 const queue = []; // requests that wait
 let cancel = null; // an AbortController while images are generated
-let empty = true; // whether the stage still shows examples
+let examples = []; // places of the examples on the stage, for as long as there are no images of the model
 let player = null; // of the clips on the stage
-let laid = 0; // how often the stage was laid out
 
 // ---------------------------------------------------------------- model
 
@@ -22,6 +21,8 @@ export async function pick() {
   const { guidance_interval, classes: count, condition, prompts } = model();
   [$("low").value, $("high").value] = guidance_interval;
   interval();
+  defaults();
+  if (!cancel) say("");
   init.clear();
   given.pick();
   $("start-set").hidden = ofClips();
@@ -39,56 +40,62 @@ export async function pick() {
 
 // ---------------------------------------------------------------- stage
 
-// Lays out places for images of the model's size, before there are any: nothing moves when they come.
-function lay(count) {
-  const [width, height] = sides();
-  const columns = count > 16 ? 8 : Math.ceil(Math.sqrt(count));
+// Lays out places for images of a model's size, before there are any: nothing moves when they come.
+function lay(title, count, of = model()) {
+  const [width, height] = sides(of);
+  const columns = columnsFor(count);
   const values = { "--columns": columns, "--rows": Math.ceil(count / columns), "--aspect": width / height };
   for (const [name, value] of Object.entries(values)) $("current").style.setProperty(name, value);
-  $("current").replaceChildren(...Array.from({ length: count }, place));
+  const places = Array.from({ length: count }, () => element("button", { type: "button", disabled: true }, picture({ alt: "" })));
+  $("current").replaceChildren(...places);
+  $("stage-title").textContent = title;
   player.load([]);
-  laid++;
+  return places;
 }
 
-const place = () => element("button", { type: "button", disabled: true }, picture({ alt: "" }));
-
-function put(i, address, alt) {
-  const image = $("current").children[i]?.firstChild;
-  if (image) Object.assign(image, { src: address, alt });
+// About a square, without empty places if one more column fills the rows.
+function columnsFor(count) {
+  if (count > 16) return 8;
+  const columns = Math.ceil(Math.sqrt(count));
+  return count % columns && count % (columns + 1) === 0 ? columns + 1 : columns;
 }
+
+// What the stage shows now, as a function that shows it again.
+function kept() {
+  const [places, style, title, pairs] = [[...$("current").children], $("current").style.cssText, $("stage-title").textContent, player.pairs];
+  return () => {
+    $("current").replaceChildren(...places);
+    $("current").style.cssText = style;
+    $("stage-title").textContent = title;
+    player.load(pairs);
+  };
+}
+
+const put = (place, address, alt) => Object.assign(place.firstChild, { src: address, alt });
 
 // What is seen on arrival: the newest images of the history that this model made, or examples as the server makes them.
 function welcome(count) {
   const last = newest(model().id).slice(0, EXAMPLES).reverse();
-  empty = last.length === 0;
-  $("stage-title").textContent = empty ? "Examples (seed 0)" : `Latest ${noun()}s`;
-  lay(empty ? Math.min(count, EXAMPLES) : last.length);
-  last.forEach((entry, i) => complete(i, entry));
-  play(last);
-}
-
-// Clips take the places of their images, and all play together.
-async function play(entries) {
-  const number = laid;
-  const clips = await Promise.all(entries.map(({ picture, settings }) => isClip(picture) && readClip(picture, settings)));
-  if (number !== laid) return;
-  const pairs = clips.map((clip, i) => clip && [screen(described(entries[i].settings)), clip]);
-  pairs.forEach((pair, i) => pair && $("current").children[i].replaceChildren(pair[0]));
-  player.load(pairs.filter(Boolean));
+  if (last.length) fill(lay(`Latest ${noun()}s`, last.length), last);
+  else examples = lay("Examples (seed 0)", Math.min(count, EXAMPLES));
 }
 
 function example(i, address) {
-  if (!empty || i >= $("current").children.length) return;
+  if (i >= examples.length) return;
   const { classes: count, prompts } = model();
-  put(i, address, `example: ${count ? `class ${shared.classes[i]}` : (prompts[i] ?? "image")}`);
+  put(examples[i], address, `example: ${count ? `class ${shared.classes[i]}` : (prompts[i] ?? "image")}`);
 }
 
-function complete(i, entry) {
-  if (!isClip(entry.picture)) put(i, source(entry.picture), described(entry.settings)); // `play` shows clips
-  const button = $("current").children[i];
-  button.disabled = false;
-  button.title = subject(entry.settings);
-  button.addEventListener("click", () => open(entry));
+// Shows images or clips in their places, which may have left the stage meanwhile. All clips play together.
+async function fill(places, entries) {
+  entries.forEach((entry, i) => {
+    if (!isClip(entry.picture)) put(places[i], source(entry.picture), described(entry.settings));
+    Object.assign(places[i], { disabled: false, title: subject(entry.settings), onclick: () => open(entry) });
+  });
+  const clips = await Promise.all(entries.map(({ picture, settings }) => isClip(picture) && readClip(picture, settings)));
+  const pairs = clips.map((clip, i) => clip && [screen(described(entries[i].settings)), clip]);
+  pairs.forEach((pair, i) => pair && places[i].replaceChildren(pair[0]));
+  if (places[0].isConnected) player.load(pairs.filter(Boolean));
 }
 
 // ---------------------------------------------------------------- request
@@ -101,6 +108,15 @@ function interval() {
   $("span").setAttribute("x", low * 100);
   $("span").setAttribute("width", (high - low) * 100);
   return [low, high];
+}
+
+// The values that are used where a field is empty, as far as the model decides them.
+function defaults() {
+  const { sampler, steps, guidance } = model();
+  const own = $("preset").value === "";
+  $("sampler").options[0].textContent = own ? `${sampler} (default)` : "From preset";
+  $("steps").placeholder = own ? `${steps} (default)` : "From preset";
+  $("guidance").placeholder = `${guidance} (default)`;
 }
 
 function request() {
@@ -158,26 +174,31 @@ const waiting = () => ($("cancel").textContent = queue.length ? `Cancel (${queue
 async function generateOne(asked) {
   cancel = new AbortController();
   busy(true);
-  empty = false;
-  lay(asked.n);
-  $("stage-title").textContent = ofClips() ? "Clips" : "Images";
   waiting();
-  const begun = performance.now();
+  const of = shared.models.find((each) => each.id === asked.model);
+  const [begun, restore] = [performance.now(), kept()];
+  let places = null;
   say("Generating");
   try {
     const answer = await post("v1/images/generations", asked, { signal: cancel.signal });
+    places = lay(`${noun(of) === "clip" ? "Clips" : "Images"}`, asked.n, of); // a rejected request leaves the stage as it is
+    $("stage-title").scrollIntoView({ block: "nearest" });
     for await (const event of events(answer)) {
       if (event.error) throw new Error(event.error.message);
       $("progress").value = event.step / event.steps;
       const seconds = (performance.now() - begun) / 1000;
-      if (event.type.endsWith("completed")) await finish(event.data, asked, seconds);
+      if (event.type.endsWith("completed")) await finish(places, event.data, asked, seconds);
       else {
-        event.data?.forEach((one, i) => put(i, source(one.b64_json), `preview of image ${i + 1}`));
+        event.data?.forEach((one, i) => put(places[i], source(one.b64_json), `preview of image ${i + 1}`));
         const left = (seconds / event.step) * (event.steps - event.step);
-        say(`Step ${event.step} of ${event.steps}, ${left.toFixed(0)} s left`);
+        say(`Step ${event.step} of ${event.steps}, ${left < 1 ? "under 1" : left.toFixed(0)} s left`);
       }
     }
   } catch (error) {
+    if (places?.[0].isConnected) {
+      if (places.some((place) => place.firstChild.src)) $("stage-title").textContent = `Unfinished ${noun(of)}s`;
+      else restore();
+    }
     say(error.name === "AbortError" ? "Canceled" : error.message);
   } finally {
     cancel = null;
@@ -185,11 +206,10 @@ async function generateOne(asked) {
   }
 }
 
-async function finish(data, asked, seconds) {
+async function finish(places, data, asked, seconds) {
   const made = [];
   for (const [i, one] of data.entries()) made.push(await remember({ picture: one.b64_json, settings: one.settings, asked, place: i }));
-  made.forEach((entry, i) => complete(i, entry));
-  play(made);
+  fill(places, made);
   const what = isClip(made[0].picture) ? "clip" : "image"; // another model may be selected now
   say(`${data.length} ${data.length === 1 ? what : `${what}s`} in ${seconds.toFixed(1)} s`);
 }
@@ -209,6 +229,7 @@ async function take(asked) {
   for (const [name, earlier] of Object.entries(EARLIER)) asked[name] ??= asked[earlier];
   const fields = { count: "n", seed: "seeds", preset: "preset", sampler: "sampler", steps: "steps", guidance: "guidance", "to-seed": "to_seed" };
   for (const [id, key] of Object.entries(fields)) $(id).value = asked[key] ?? "";
+  defaults();
   if (model().condition === "text") {
     $("prompts").value = [...new Set(asked.labels ?? [])].join("\n");
     $("negative").value = asked.negative_prompt ?? "";
@@ -257,6 +278,7 @@ export async function connect(choose) {
     cancel?.abort();
     waiting();
   });
+  $("preset").addEventListener("change", defaults);
   $("random").addEventListener("click", () => ($("seed").value = Math.floor(Math.random() * 2 ** 32)));
   $("prompts-file").addEventListener("change", () => attempt(readPrompts()));
   $("settings-file").addEventListener("change", () => {

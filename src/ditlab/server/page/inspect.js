@@ -37,6 +37,7 @@ async function look() {
   say(`${steps.length} steps`);
   patch = null;
   await choose(Math.floor(steps.length / 2));
+  $("seen").firstElementChild.scrollIntoView({ block: "nearest" });
 }
 
 function stepButton({ b64_json }, i) {
@@ -79,19 +80,23 @@ async function show() {
   pen.strokeStyle = "#fff";
   pen.lineWidth = 2;
   pen.strokeRect((patch % width) * cell + 1, Math.floor(patch / width) * cell + 1, cell - 2, cell - 2);
+  $("attention-most").textContent = `${(100 * attention.largest[patch]).toFixed(1)} %`;
+  $("attention-scale").hidden = false;
   $("attention-told").textContent = `Step ${step + 1}, row ${Math.floor(patch / width) + 1} of ${height}, column ${(patch % width) + 1} of ${width}`;
 }
 
 const most = (changes) => Math.max(...changes.flat().filter((value) => value !== null));
 const shade = (part) => 0.08 + 0.92 * part; // opacity, so that the order of light and dark follows the page's theme
 
+const heatmap = (width, height) => drawing("svg", { viewBox: `0 0 ${width} ${height}`, width, class: "heat", role: "img" });
+
 function legend(changes) {
   // The same opacities as in the figure, with their numbers: true in the light and in the dark.
   const [largest, cell, left] = [most(changes), 40, 64];
   if (!Number.isFinite(largest)) return [];
-  const figure = drawing("svg", { viewBox: `0 0 ${left + Math.max(5, changes.length) * cell} 40`, class: "heat", role: "img" });
+  const figure = heatmap(left + 5 * cell, 40);
   figure.setAttribute("aria-label", `Legend: relative change from 0 to ${(100 * largest).toFixed(0)} percent`);
-  figure.append(drawing("text", { x: 0, y: 15 }, "change"));
+  figure.append(drawing("text", { x: 0, y: 15 }, "change of"), drawing("text", { x: 0, y: 29 }, "output"));
   for (let i = 0; i < 5; i++) {
     const square = drawing("rect", { x: left + i * cell, y: 0, width: cell - 2, height: 20, rx: 3 });
     square.style.fillOpacity = shade(i / 4);
@@ -106,7 +111,7 @@ function heat(changes) {
   if (!blocks) return element("p", { textContent: "Block outputs are not recorded for this network." });
   const largest = most(changes);
   const [left, cell, high] = [64, 40, 22];
-  const figure = drawing("svg", { viewBox: `0 0 ${left + changes.length * cell} ${blocks * high + 26}`, class: "heat", role: "img" });
+  const figure = heatmap(left + changes.length * cell, blocks * high + 26);
   figure.setAttribute("aria-label", `Relative change of the output of ${blocks} blocks over ${changes.length} steps, at most ${(100 * largest).toFixed(0)} percent`);
   for (let block = 0; block < blocks; block++) {
     figure.append(drawing("text", { x: 0, y: block * high + 15 }, `block ${block + 1}`));
@@ -118,6 +123,7 @@ function heat(changes) {
       figure.append(square);
     });
   }
+  figure.append(drawing("text", { x: 0, y: blocks * high + 16 }, "step"));
   changes.forEach((_, i) => figure.append(drawing("text", { x: left + i * cell + cell / 2 - 2, y: blocks * high + 16, "text-anchor": "middle" }, i + 2)));
   return figure;
 }

@@ -68,7 +68,7 @@ function short(value) {
   return `${digits} × 10${[...String(Number(power))].map((letter) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[letter] ?? "⁻").join("")}`;
 }
 
-function curve(title, points, across = "images") {
+function curve(title, points, across = "training images") {
   const [width, height] = [320, 120];
   const [xs, ys] = [points.map((each) => each[0]), points.map((each) => each[1])];
   const [low, high] = [Math.min(...ys), Math.max(...ys)];
@@ -98,7 +98,7 @@ function hover(figure, caption, title, points, place, across) {
     const nearest = points.reduce((best, point) => (distance(point) < distance(best) ? point : best));
     const [x, y] = place(nearest);
     for (const [key, value] of Object.entries({ cx: x, cy: y, visibility: "visible" })) mark.setAttribute(key, value);
-    caption.textContent = `${title}: ${short(nearest[1])} at ${short(nearest[0])} ${across === "images" ? "images" : "t"}`;
+    caption.textContent = `${title}: ${short(nearest[1])} at ${across.startsWith("t ") ? `t = ${short(nearest[0])}` : `${short(nearest[0])} images`}`;
   });
   figure.addEventListener("pointerleave", () => {
     mark.setAttribute("visibility", "hidden");

@@ -5,9 +5,9 @@ export const SAMPLERS = ["ab4", "ab2", "dpmpp", "heun", "euler", "ddim", "ddpm",
 export const shared = { models: [], classes: [], labels: [], view: "images" }; // names and labels of the chosen model's classes
 
 export const model = () => shared.models.find((each) => each.id === $("model").value);
-export const ofClips = () => model().size.split("x").length === 3; // FRAMESxWIDTHxHEIGHT
-export const noun = () => (ofClips() ? "clip" : "image");
-export const sides = () => model().size.split("x").slice(-2).map(Number); // width and height
+export const ofClips = (of = model()) => of.size.split("x").length === 3; // FRAMESxWIDTHxHEIGHT
+export const noun = (of = model()) => (ofClips(of) ? "clip" : "image");
+export const sides = (of = model()) => of.size.split("x").slice(-2).map(Number); // width and height
 export const source = (text) => `data:image/png;base64,${text}`;
 export const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
 
