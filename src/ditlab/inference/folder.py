@@ -121,8 +121,7 @@ def sample_folder(
     check_autoencoder(pipe)
     cells = [cell for row in rows for cell in row.cells]
     names, numbers = [cell.label for cell in cells], [cell.seed for cell in cells]
-    record = describe(pipe, plan, names, numbers, options.get("guide"))()
-    record = record.played(fps) if len(pipe.shape) == 4 else record
+    record = describe(pipe, plan, names, numbers, options.get("guide"))().played(fps if len(pipe.shape) == 4 else None)
     started = time.monotonic()
     frames: dict[int, list[Tensor]] = {}  # step -> images of each batch
 

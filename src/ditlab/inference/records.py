@@ -67,9 +67,9 @@ class Record:
         images = [{"file": file.name, **image} for file, image in zip(files, self.images, strict=True)]
         return self.common | {"images": images}
 
-    def played(self, fps: float) -> "Record":
-        """Return the record of videos whose files play at a frame rate."""
-        return replace(self, common=self.common | {"fps": fps})
+    def played(self, fps: float | None) -> "Record":
+        """Return the record of videos whose files play at a frame rate; None for images."""
+        return self if fps is None else replace(self, common=self.common | {"fps": fps})
 
     def write(self, files: Sequence[Path]) -> Path:
         """Write samples.json beside the images; returns its path."""
