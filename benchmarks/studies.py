@@ -37,6 +37,7 @@ STUDIES = (
     "skips-and-caching",
     "early-exit",
     "frequencies",
+    "few-steps",
 )
 DOCS = Path(__file__).parents[1] / "docs" / "studies"
 AGAIN = "again.json"  # the verdicts with other seeds
