@@ -37,6 +37,36 @@ def test_pil_images_with_class_names():
     assert not batch.encoded
 
 
+def test_arrays_and_tensors_are_pairs():
+    chance = np.random.default_rng(0)
+    arrays = chance.integers(0, 256, (5, 8, 12, 3), dtype=np.uint8)
+    labels = np.array([0, 1, 2, 1, 0])
+    tensors = torch.from_numpy(arrays).permute(0, 3, 1, 2)
+    named = {"images": arrays, "labels": labels, "classes": ["a", "b", "c"]}
+    for given in ((arrays, labels), [tensors, torch.from_numpy(labels)], named):
+        data = from_torch(given)
+        assert (len(data), data.channels, data.size) == (5, 3, (8, 12))
+        batch = data.fetch(torch.tensor([4, 2]))
+        assert torch.equal(batch.x, tensors[[4, 2]])
+        assert batch.labels.tolist() == [0, 2]
+    assert data.classes == ["a", "b", "c"]
+    gray = from_torch((arrays[..., 0] / 255.0, labels))
+    assert (gray.channels, gray.values.dtype) == (1, "float32")
+
+
+def test_arrays_that_do_not_fit_are_named():
+    images, labels = np.zeros((4, 8, 8), np.uint8), np.zeros(4, int)
+    for given, message in [
+        ((images, labels[:3]), "4 images and 3 labels; give one for each"),
+        ((images[0], labels), r"images have the shape \(8, 8\); give arrays"),
+        ((images, [0, 0, 0, 0]), r"labels are \[0, 0, 0, 0\]; give arrays"),
+        ({"x": images, "labels": labels}, 'the dictionary of data has x, labels; give "images", "labels"'),
+        ({"images": images}, 'the dictionary of data has images; give "images", "labels"'),
+    ]:
+        with pytest.raises(InputError, match=f"^{message}"):
+            from_torch(given)
+
+
 @pytest.mark.parametrize(
     ("image", "channels"),
     [

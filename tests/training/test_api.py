@@ -74,6 +74,8 @@ def test_images_of_other_types_train(tmp_path):
     floats = Squares(image=lambda i: torch.full((1, 8, 8), i / 20))
     pipe = ditlab.train(TABLES, tmp_path / "floats", data=floats, console=QUIET)
     assert (pipe.net.channels, pipe.config["images_seen"]) == (1, 64)
+    arrays = {"images": torch.zeros(12, 1, 8, 8, dtype=torch.uint8), "labels": torch.arange(12) % 2, "classes": "ab"}
+    assert ditlab.train(TABLES, tmp_path / "arrays", data=arrays, console=QUIET).classes == ["a", "b"]
 
 
 def test_values_of_a_recipe_get_their_type(tmp_path):

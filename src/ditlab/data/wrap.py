@@ -1,7 +1,7 @@
-"""Wrap a map-style torch data set of (image, label) pairs as a data set for training."""
+"""Wrap a map-style torch data set of (image, label) pairs, or arrays of them, as a data set for training."""
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,13 +26,15 @@ FEW = 4  # an axis of this length or less is the channels if there is a longer o
 
 
 def from_torch(dataset: Any, *, range: str = "", show: tuple[int, ...] = ()) -> "TorchImages":
-    """Wrap a torch data set of (image, label) pairs as a data set for training.
+    """Wrap a torch data set of (image, label) pairs, or arrays of images and labels, as a data set for training.
 
     Images are PIL images, tensors (C, H, W) or (H, W), or arrays (H, W, C) or (H, W), of any numeric type and channel
     count, all alike; labels are integers from 0. Class names come from the attribute `classes` if there is one.
 
     Args:
-        dataset: a data set with `__len__` and `__getitem__`, such as those of torchvision.
+        dataset: a data set with `__len__` and `__getitem__`, such as those of torchvision; or (images, labels), arrays
+            (N, H, W, C) or (N, H, W), or tensors (N, C, H, W) or (N, H, W), with labels (N,); or a dictionary of
+            "images", "labels" and, if wanted, "classes", the names of the classes.
         range: the numbers that become black and white; see `ditlab.data.ranges.find_values`. By default 0..255 for
             uint8, black and white for bool, and 0..1 or -1..1 for floats that lie within.
         show: numbers of the channels that are displayed, from 1.
@@ -40,7 +42,39 @@ def from_torch(dataset: Any, *, range: str = "", show: tuple[int, ...] = ()) -> 
     Raises:
         InputError: it is not a map-style data set, or its images or labels have another type.
     """
+    if isinstance(dataset, Mapping):
+        dataset = Arrays.from_tables(dataset)
+    elif isinstance(dataset, tuple | list) and len(dataset) == 2 and isinstance(dataset[0], Tensor | np.ndarray):
+        dataset = Arrays(*dataset)
     return TorchImages(dataset, range=range, show=show)
+
+
+class Arrays:
+    """Pairs of an image and a label from two arrays of equal length."""
+
+    def __init__(self, images: Any, labels: Any, classes: Sequence[str] = ()) -> None:
+        """Check the shapes; `images` and `labels` are as in `from_torch`."""
+        for name, values, axes in (("images", images, (3, 4)), ("labels", labels, (1,))):
+            if not isinstance(values, Tensor | np.ndarray) or values.ndim not in axes:
+                got = f"have the shape {tuple(values.shape)}" if hasattr(values, "shape") else f"are {values!r:.40}"
+                raise InputError(f"{name} {got}; give arrays (N, H, W, C) or tensors (N, C, H, W), and labels (N,)")
+        if len(images) != len(labels):
+            raise InputError(f"{counted(len(images), 'image')} and {counted(len(labels), 'label')}; give one for each")
+        self.images, self.targets, self.classes = images, labels, list(classes)
+
+    @classmethod
+    def from_tables(cls, given: Mapping[str, Any]) -> "Arrays":
+        """Arrays from a dictionary."""
+        if not {"images", "labels"} <= set(given) <= {"images", "labels", "classes"}:
+            names = ", ".join(map(str, given)) or "nothing"
+            raise InputError(f'the dictionary of data has {names}; give "images", "labels" and, if wanted, "classes"')
+        return cls(**given)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> tuple[Any, Any]:
+        return self.images[i], self.targets[i]
 
 
 class TorchImages(Dataset):

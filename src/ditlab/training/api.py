@@ -41,7 +41,7 @@ def train(
     recipe: Recipe | str | Path | Mapping[str, Any],
     out: str | Path,
     *,
-    data: str | Dataset | TorchDataset[Any] | None = None,
+    data: str | Dataset | TorchDataset[Any] | tuple[Any, Any] | Mapping[str, Any] | None = None,
     callbacks: Sequence[Callback] = (),
     changes: bool = False,
     console: Console | None = None,
@@ -53,8 +53,8 @@ def train(
     Args:
         recipe: the settings: a recipe, its file or name ("digits"), or its tables, such as {"train": {"images": 64}}.
         out: the run folder; created if it does not exist.
-        data: replaces data.source of the recipe: a data source, or a torch data set of (image, label) pairs as in
-            `ditlab.data.from_torch`.
+        data: replaces data.source of the recipe: a data source, a torch data set of (image, label) pairs, or arrays
+            (images, labels), as in `ditlab.data.from_torch`.
         callbacks: objects with any of the methods on_step(seen, net), on_log(seen, values), on_preview(seen, image),
             on_checkpoint(seen, folder) and on_end(pipe); see `ditlab.training.callbacks`. If on_log returns True, the
             run is saved and ends.
@@ -87,7 +87,7 @@ def joined_run(
     recipe: Recipe | str | Path | Mapping[str, Any],
     out: str | Path,
     *,
-    data: str | Dataset | TorchDataset[Any] | None = None,
+    data: str | Dataset | TorchDataset[Any] | tuple[Any, Any] | Mapping[str, Any] | None = None,
     callbacks: Sequence[Callback] = (),
     changes: bool = False,
     console: Console | None = None,

@@ -57,7 +57,7 @@ def distill(
     guidance_interval: tuple[float, float] | None = None,
     images: int | None = None,
     correction: int = 0,
-    data: str | Dataset | TorchDataset[Any] | None = None,
+    data: str | Dataset | TorchDataset[Any] | tuple[Any, Any] | Mapping[str, Any] | None = None,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     console: Console | None = None,
 ) -> Pipeline:

@@ -8,9 +8,10 @@ import * as tips from "./tips.js";
 import { $, ask, model, ofClips, say, sayAgain, shared, sides } from "./service.js";
 
 async function start() {
+  const failure = await load().catch((error) => error);
   try {
-    shared.models = (await (await ask("v1/models")).json()).data;
-    $("model").replaceChildren(...shared.models.map((each) => new Option(each.id)));
+    await images.restore();
+    if (failure) throw failure;
     if (shared.models.length) await pick();
     else await show("runs");
   } catch (error) {
@@ -18,13 +19,21 @@ async function start() {
   }
 }
 
+// The models and their classes, which also the history needs for its names.
+async function load() {
+  shared.models = (await (await ask("v1/models")).json()).data;
+  const get = async ({ id }) => [id, await (await ask(`v1/classes?model=${encodeURIComponent(id)}`)).json()];
+  shared.lists = Object.fromEntries(await Promise.all(shared.models.filter((each) => each.classes).map(get)));
+  $("model").replaceChildren(...shared.models.map((each) => new Option(each.id)));
+}
+
+// Shows the selected model in all views.
 async function pick() {
-  const { id, network, size, sampler, steps, classes } = model();
+  const { id, network, size, sampler, steps } = model();
   const [frames] = size.split("x");
   const about = ofClips() ? `${frames} frames of ${sides().join("x")}` : size;
   $("about").textContent = `${network}, ${about}, ${sampler}, ${steps} steps`;
-  const listed = classes ? await (await ask(`v1/classes?model=${encodeURIComponent(id)}`)).json() : { classes: [], labels: [] };
-  [shared.classes, shared.labels] = [listed.classes, listed.labels];
+  Object.assign(shared, shared.lists[id] ?? { classes: [], labels: [] });
   await images.pick();
   inspect.pick();
   compare.pick();
@@ -69,7 +78,7 @@ document.addEventListener("keydown", (event) => {
 });
 paint(localStorage.getItem("theme") ?? "");
 for (const part of [inspect, compare, runs, tips]) part.connect();
-await images.connect((id) => {
+images.connect((id) => {
   $("model").value = id;
   return pick();
 });

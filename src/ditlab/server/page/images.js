@@ -3,7 +3,7 @@
 import * as classes from "./classes.js";
 import { Player, isClip, read as readClip, screen } from "./clip.js";
 import * as given from "./given.js";
-import { connect as connectHistory, newest, open, remember, restore } from "./history.js";
+import { connect as connectHistory, newest, open, remember } from "./history.js";
 import * as init from "./init-image.js";
 import { read } from "./png.js";
 import { $, SAMPLERS, described, element, events, labelAt, lines, model, noun, ofClips, picture, placeOf, post, shared, sides, source, speaker, subject } from "./service.js";
@@ -14,6 +14,8 @@ const queue = []; // requests that wait
 let cancel = null; // an AbortController while images are generated
 let examples = []; // places of the examples on the stage, for as long as there are no images of the model
 let player = null; // of the clips on the stage
+
+export { restore } from "./history.js";
 
 // ---------------------------------------------------------------- model
 
@@ -237,7 +239,7 @@ async function take(asked) {
   } else $("to-label").value = asked.to_label === undefined ? "" : placeOf(asked.to_label);
   [$("low").value, $("high").value] = asked.guidance_interval ?? model().guidance_interval;
   interval();
-  classes.select((asked.labels ?? []).map(placeOf).filter((i) => i >= 0));
+  classes.select((asked.labels ?? []).map((label) => placeOf(label)).filter((i) => i >= 0));
   if ($("sampler").value || $("steps").value || $("guidance").value) $("more").open = true;
   await (ofClips() ? given.resume(asked) : init.resume(asked));
 }
@@ -266,7 +268,7 @@ async function readImage(file, choose) {
 // ---------------------------------------------------------------- what people do
 
 // `choose` selects a model by its name.
-export async function connect(choose) {
+export function connect(choose) {
   for (const name of SAMPLERS) $("sampler").append(new Option(name));
   const attempt = (work) => work.catch((error) => say(error.message));
   $("request").addEventListener("submit", (event) => {
@@ -306,5 +308,4 @@ export async function connect(choose) {
     },
     begin: init.begin,
   });
-  await restore();
 }

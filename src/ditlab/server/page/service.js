@@ -2,7 +2,8 @@
 
 export const $ = (id) => document.getElementById(id);
 export const SAMPLERS = ["ab4", "ab2", "dpmpp", "heun", "euler", "ddim", "ddpm", "sde"];
-export const shared = { models: [], classes: [], labels: [], view: "images" }; // names and labels of the chosen model's classes
+// `lists` has the classes and labels of each model; `classes` and `labels` are those of the selected one.
+export const shared = { models: [], lists: {}, classes: [], labels: [], view: "images" };
 
 export const model = () => shared.models.find((each) => each.id === $("model").value);
 export const ofClips = (of = model()) => of.size.split("x").length === 3; // FRAMESxWIDTHxHEIGHT
@@ -52,14 +53,18 @@ export async function* events(answer) {
 // The value for a request of a class that is chosen by its place in the list; undefined for none.
 export const labelAt = (place) => (place === "" ? undefined : shared.labels[place]);
 
-// The place in the list of a class that a request named; a number is the index.
-export const placeOf = (value) => (typeof value === "number" ? value : shared.labels.indexOf(value));
+// The place in the list of the class that a request means; -1 if there is none.
+export function placeOf(value, { classes, labels } = shared) {
+  const within = (names) => names.findIndex((name) => String(name) === String(value));
+  const place = within(labels) >= 0 ? within(labels) : within(classes);
+  return place >= 0 ? place : Number(/^index:(\d+)$/.exec(value)?.[1] ?? -1);
+}
 
-export function named(value) {
-  // A label as people call it.
+export function named(value, list) {
+  // A label as people call it; `list` has the classes and labels of its model.
   if (value === null) return "none";
-  if (typeof value === "object") return `${named(value.first)} to ${named(value.second)} (${Math.round(100 * value.weight)} %)`;
-  return String(typeof value === "number" ? (shared.classes[value] ?? value) : value);
+  if (typeof value === "object") return `${named(value.first, list)} to ${named(value.second, list)} (${Math.round(100 * value.weight)} %)`;
+  return String((list && list.classes[placeOf(value, list)]) ?? value);
 }
 
 export function plain(value) {
@@ -75,7 +80,7 @@ export const lines = (text) => text.split("\n").map((line) => line.trim()).filte
 export function subject(settings) {
   // What an image shows: its class or its prompt.
   if ("prompt" in settings) return settings.prompt === null ? "image" : plain(settings.prompt);
-  return settings.label === null ? "image" : `class ${named(settings.label)}`;
+  return settings.label === null ? "image" : `class ${named(settings.label, shared.lists[settings.model])}`;
 }
 
 export function described(settings) {
