@@ -17,7 +17,7 @@ function add(settings = {}) {
   field("model").append(...shared.models.map((each) => new Option(each.id)));
   field("sampler").append(...SAMPLERS.map((name) => new Option(name)));
   for (const [key, value] of Object.entries(settings)) field(key).value = value;
-  const summarize = () => (row.querySelector("summary").textContent = `Settings: ${told(request(row))[1]}`);
+  const summarize = () => (row.querySelector("summary").textContent = `Settings: ${wordsOf(request(row))[1]}`);
   row.addEventListener("input", summarize);
   row.querySelector("button").addEventListener("click", () => {
     row.remove();
@@ -42,7 +42,7 @@ function request(row) {
 
 const isText = (id) => shared.models.find((each) => each.id === id).condition === "text";
 
-function told(asked) {
+function wordsOf(asked) {
   const { model, preset, sampler, steps, guidance } = asked;
   const parts = [preset, sampler, steps && `${steps} steps`, guidance !== undefined && `guidance ${guidance}`];
   return [model, parts.filter(Boolean).join(", ") || "model default"];
@@ -65,7 +65,7 @@ async function generate() {
     const begun = performance.now();
     const { data } = await (await post("v1/images/generations", asked)).json();
     const seconds = (performance.now() - begun) / 1000;
-    const [name, settings] = told({ ...asked, ...used(data) });
+    const [name, settings] = wordsOf({ ...asked, ...used(data) });
     const head = element("th", { scope: "row" }, name, element("br"), settings, element("br"), `${seconds.toFixed(2)} s`);
     const image = (one) => picture({ src: addressOf(one.b64_json), alt: `${name}, ${settings}: ${described(one.settings)}` });
     const named = (one) => element("figure", {}, image(one), element("figcaption", { textContent: subject(one.settings) }));
