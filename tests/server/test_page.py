@@ -216,7 +216,7 @@ def test_a_rejected_or_broken_request_leaves_the_stage_as_it_is(page):
     page.get_by_role("status").filter(has_text="it broke").wait_for()
     assert page.locator("#current").inner_html() == examples
     page.locator("#model").select_option("plain")
-    playwright.expect(page.get_by_role("status")).to_have_text("")
+    playwright.expect(page.locator("#status")).to_have_text("")
 
 
 def test_images_of_one_model_do_not_appear_on_the_stage_of_another(page):
@@ -504,7 +504,7 @@ def test_the_inside_is_shown(page):
     squares = page.locator("#changes rect")
     assert squares.count() == 2 * 4  # blocks, and steps after the first
     assert squares.first.locator("title").text_content().startswith("step 2, block 1: ")
-    assert page.locator("#changes-legend text").all_text_contents()[2] == "0 %"
+    assert page.locator("#changes-legend text").all_text_contents()[2] == "0.0 %"
     assert re.fullmatch(r"[1-9]\d?\.\d %", page.locator("#attention-most").inner_text())
 
 

@@ -345,7 +345,11 @@ def test_a_model_with_guidance_built_in_needs_one_evaluation(tmp_path):
             guided([2.0], 2.0, label_dropout=0.0),
             "train.objective guided needs the null condition, but train.label_dropout is 0; set it to 0.1",
         ),
-        (guided([2.0], 1.0), "guidance is 1, but this model has guidance 2 built in; give 2"),
+        (
+            guided([2.0], 1.0),
+            "sample.guidance is 1, but train.objective guided builds guidance 2 into the model; "
+            "set distill.guidance to 1, or sample.guidance to 2",
+        ),
     ):
         with pytest.raises(InputError) as error:
             train(given, tmp_path / "other", console=QUIET)
