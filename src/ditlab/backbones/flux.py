@@ -18,26 +18,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ditlab.backbones import flux_layouts
-from ditlab.backbones.any_size import ONE_VALUE
-from ditlab.backbones.base import Backbone, Embedders, Modulation
 from ditlab.backbones.dit_blocks import FinalLayer, Style
 from ditlab.backbones.inputs import SCALE
+from ditlab.backbones.joint import JointNetwork
 from ditlab.backbones.layers import (
     LinearGELU,
-    PatchEmbed,
-    TimestepEmbedder,
     check_positive,
-    initialize_linears,
-    last_linear,
     modulate,
     norm,
-    set_to_zero,
     unpatchify,
 )
-from ditlab.backbones.mmdit_blocks import Context, JointBlock, StreamAttention, VectorEmbedder, embedded
+from ditlab.backbones.mmdit_blocks import Context, JointBlock, StreamAttention
 from ditlab.backbones.positions import axis_rotations, table_of
-from ditlab.backbones.routing import record, routed
-from ditlab.backbones.text import TextEmbedder, text_shape
+from ditlab.backbones.routing import record
+from ditlab.backbones.text import text_shape
 from ditlab.core.errors import InputError
 from ditlab.core.types import Condition, Trace
 
@@ -46,7 +40,7 @@ TEXT = {"text_width": 4096, "pooled_width": 768}  # T5 and CLIP-L
 SMALL = {"text_block": True, "condition_grid": True}
 
 
-class Flux(Backbone):
+class Flux(JointNetwork):
     """Two streams with joint attention, then a single one; before training, its output is exactly zero.
 
     Args:
@@ -68,11 +62,8 @@ class Flux(Backbone):
         unit_time: the timestep input is 0 to 1, as in published weights, instead of 0 to 1000.
     """
 
-    defaults = MappingProxyType({"size": 128, "channels": 16, "classes": 0, "learn_variance": False})
-    heads_out = ("final_layer.linear.weight", "final_layer.linear.bias")
+    called = "a Flux"
     lora_targets = ("attn.qkv", "attn.proj", "adaLN_modulation.1")
-    decayed = ("text_embedder.positions",)
-    changeable = ("text_length",)
     marks = flux_layouts.MARKS
     diffusers_class = "FluxTransformer2DModel"
     diffusers_marks = flux_layouts.DIFFUSERS_MARKS
@@ -109,14 +100,10 @@ class Flux(Backbone):
         self.axes = checked_axes(axes, width // heads)
         self.check_text(text_block)
         h, w = self.grid
-        # fmt: off
-        self.x_embedder = PatchEmbed(patch, channels, width)
-        self.t_embedder = TimestepEmbedder(width)
-        self.y_embedder = VectorEmbedder(pooled_width, width) if pooled_width and not text_block else None
-        self.context_embedder = None if text_block else nn.Linear(text_width, width)
-        self.text_embedder = TextEmbedder(width, self.text, heads) if text_block else None
-        self.grid_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, h * w * width)) if condition_grid else None
-        # fmt: on
+        self.make_embedders(
+            width=width, heads=heads, pooled_width=pooled_width, text_width=text_width, text_block=text_block,
+            condition_grid=condition_grid,
+        )  # fmt: skip
         if unit_time:
             self.t_embedder.rate = 1000
         self.rotation: Tensor
@@ -140,56 +127,9 @@ class Flux(Backbone):
             "schnell": PUBLISHED | TEXT | {"text_length": 256},
         }
 
-    def check_text(self, positions: bool) -> None:
-        """Check that there is a text, and that words have positions.
-
-        Raises:
-            InputError: there is none, or they have none.
-        """
-        if not self.text:
-            raise InputError("a Flux without text; give text_length, and text_width (states) or vocabulary (words)")
-        if self.text.vocabulary and not positions:
-            raise InputError("vocabulary without text_block: words have no order then; set text_block = true")
-
-    @property
-    def one_size(self) -> str:
-        return "" if self.grid_modulation is None else ONE_VALUE
-
-    @property
-    def tokens(self) -> int:
-        return self.grid[0] * self.grid[1] + self.joined
-
-    @property
-    def repeated(self) -> list[nn.Module]:
-        return [*self.blocks, self.final_layer]
-
     @property
     def routable(self) -> list[nn.Module]:
         return [*self.blocks]
-
-    def modulations(self) -> list[Modulation]:
-        layers = [module for name, module in self.named_modules() if name.endswith("modulation")]
-        return [Modulation(layer, 0, last_linear(layer).out_features) for layer in layers]
-
-    def embedders(self) -> Embedders:
-        return Embedders([self.t_embedder], [] if self.y_embedder is None else [self.y_embedder])
-
-    def initialize(self) -> None:
-        """Set initial weights: Xavier for linear layers, N(0, 0.02) for embedders, zero for modulations and the head.
-
-        Those of Flux.1 are not published; these are DiT's.
-        """
-        initialize_linears(self)
-        nn.init.xavier_uniform_(self.x_embedder.proj.weight.view(len(self.x_embedder.proj.weight), -1))
-        assert self.x_embedder.proj.bias is not None
-        nn.init.zeros_(self.x_embedder.proj.bias)
-        for embedder in (self.t_embedder, self.y_embedder):
-            for weight in [] if embedder is None else embedder.parameters():
-                if weight.ndim == 2:
-                    nn.init.normal_(weight, std=0.02)
-        if self.text_embedder is not None:
-            self.text_embedder.initialize()
-        set_to_zero([*(part.layer for part in self.modulations()), self.final_layer.linear])
 
     def forward(
         self, x: Tensor, timestep: Tensor, condition: Condition | Tensor, *, trace: Trace | None = None
@@ -210,7 +150,7 @@ class Flux(Backbone):
         h, w = self.grid_of_input(x)
         self.check_timestep(timestep)
         # fmt: off
-        text, mask, vector = embedded(self, condition)                     # (B, L, D), (B, L), (B, D)
+        text, mask, vector = self.embedded(condition)                      # (B, L, D), (B, L), (B, D)
         c = self.t_embedder(timestep) + vector                             # (B, D)
         x = self.x_embedder(x.to(self.dtype))                              # (B, N, D)   N = h w
         if self.grid_modulation is not None:
@@ -232,18 +172,6 @@ class Flux(Backbone):
                 f"timesteps of shape {tuple(timestep.shape)} for a network that also reads "
                 f"{', '.join(self.inputs)}; give (B, {1 + len(self.inputs)}): the timestep, then these values"
             )
-
-    def inner(self, x: Tensor, *context: Any) -> Tensor:
-        """Pass image tokens (B, N, D) through all blocks; feature caching skips them."""
-        text, c, trace = context
-        count = x.shape[1]
-        x = torch.cat([x, text], dim=1)  # (B, N + L, D)
-        if trace is not None and trace.kept is not None:
-            return routed(self.blocks, x, c, trace.kept, trace)[:, :count]
-        for i, block in enumerate(self.blocks):
-            x = block(x, c)
-            record(trace, i, x)
-        return x[:, :count]
 
     def positions(self, h: int, w: int, length: int) -> Tensor:
         """Return the rotary positions (2, h w + L, d) of a grid and a text, whose tokens are not rotated."""

@@ -9,26 +9,19 @@ N the number of image tokens, L that of text tokens, D the width, p the patch an
 from types import MappingProxyType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ditlab.backbones import mmdit_layouts
-from ditlab.backbones.any_size import ONE_VALUE
-from ditlab.backbones.base import Backbone, Embedders, Modulation
 from ditlab.backbones.dit_blocks import FinalLayer, Style
+from ditlab.backbones.joint import JointNetwork
 from ditlab.backbones.layers import (
-    PatchEmbed,
-    TimestepEmbedder,
     check_positive,
-    initialize_linears,
-    last_linear,
-    set_to_zero,
     unpatchify,
 )
-from ditlab.backbones.mmdit_blocks import Context, JointBlock, VectorEmbedder, embedded
+from ditlab.backbones.mmdit_blocks import Context, JointBlock
 from ditlab.backbones.positions import sincos_positions, sincos_table, table_of
-from ditlab.backbones.routing import record, routed
-from ditlab.backbones.text import TextEmbedder, text_shape
+from ditlab.backbones.routing import record
+from ditlab.backbones.text import text_shape
 from ditlab.core.errors import InputError
 from ditlab.core.types import Condition, Trace
 
@@ -37,7 +30,7 @@ MEDIUM = {"depth": 24, "width": 1536, "heads": 24, "patch": 2}
 LARGE = {"depth": 38, "width": 2432, "heads": 38, "patch": 2}
 
 
-class MMDiT(Backbone):
+class MMDiT(JointNetwork):
     """Two streams, image and text, with joint attention; before training, its output is exactly zero.
 
     Args:
@@ -60,12 +53,14 @@ class MMDiT(Backbone):
             for each position, which makes short trainings start sooner.
     """
 
-    defaults = MappingProxyType({"size": 128, "channels": 16, "classes": 0, "learn_variance": False})
-    heads_out = ("final_layer.linear.weight", "final_layer.linear.bias")
+    called = "an MMDiT"
     lora_targets = ("attn.qkv", "attn.proj", "attn2.qkv", "attn2.proj", "adaLN_modulation.1")
-    decayed = ("text_embedder.positions",)
-    changeable = ("text_length",)
-    marks = ("x_embedder.proj.weight", "pos_embed", "joint_blocks.0.context_block.attn.qkv.weight", *heads_out)
+    marks = (
+        "x_embedder.proj.weight",
+        "pos_embed",
+        "joint_blocks.0.context_block.attn.qkv.weight",
+        *JointNetwork.heads_out,
+    )
     diffusers_class = "SD3Transformer2DModel"
     diffusers_marks = ("pos_embed.pos_embed", "transformer_blocks.0.attn.add_k_proj.weight", "norm_out.linear.weight")
     published = MappingProxyType({"text_block": False, "condition_grid": False, "learn_variance": False})
@@ -104,14 +99,10 @@ class MMDiT(Backbone):
         self.check_text(text_block)
         self.check_sides(condition_grid)
         h, w = self.grid
-        # fmt: off
-        self.x_embedder = PatchEmbed(patch, channels, width)
-        self.t_embedder = TimestepEmbedder(width)
-        self.y_embedder = VectorEmbedder(pooled_width, width) if pooled_width and not text_block else None
-        self.context_embedder = None if text_block else nn.Linear(text_width, width)
-        self.text_embedder = TextEmbedder(width, self.text, heads) if text_block else None
-        self.grid_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, h * w * width)) if condition_grid else None
-        # fmt: on
+        self.make_embedders(
+            width=width, heads=heads, pooled_width=pooled_width, text_width=text_width, text_block=text_block,
+            condition_grid=condition_grid,
+        )  # fmt: skip
         self.pos_embed: Tensor
         spaced = sincos_table(position_side, width, max(h, w) / position_side) if position_side else None
         self.register_buffer("pos_embed", sincos_positions(h, w, width) if spaced is None else spaced)
@@ -136,17 +127,6 @@ class MMDiT(Backbone):
             "SD3.5-large": LARGE | {"position_side": 192, "qk_norm": True} | SD3_TEXT,
         }
 
-    def check_text(self, positions: bool) -> None:
-        """Check that there is a text, and that words have positions.
-
-        Raises:
-            InputError: there is none, or they have none.
-        """
-        if not self.text:
-            raise InputError("an MMDiT without text; give text_length, and text_width (states) or vocabulary (words)")
-        if self.text.vocabulary and not positions:
-            raise InputError("vocabulary without text_block: words have no order then; set text_block = true")
-
     def check_sides(self, condition_grid: bool) -> None:
         """Check that the size consists of patches, for which there are positions.
 
@@ -166,48 +146,12 @@ class MMDiT(Backbone):
             raise InputError("condition_grid is for one size, and position_side for several; leave one of them out")
 
     @property
-    def one_size(self) -> str:
-        return "" if self.grid_modulation is None else ONE_VALUE
-
-    @property
     def longest_side(self) -> int | None:
         return self.position_side * self.patch or None
 
     @property
-    def tokens(self) -> int:
-        return self.grid[0] * self.grid[1] + self.joined
-
-    @property
-    def repeated(self) -> list[nn.Module]:
-        return [*self.joint_blocks, self.final_layer]
-
-    @property
     def routable(self) -> list[nn.Module]:
         return [*self.joint_blocks]
-
-    def modulations(self) -> list[Modulation]:
-        layers = [module for name, module in self.named_modules() if name.endswith("modulation")]
-        return [Modulation(layer, 0, last_linear(layer).out_features) for layer in layers]
-
-    def embedders(self) -> Embedders:
-        return Embedders([self.t_embedder], [] if self.y_embedder is None else [self.y_embedder])
-
-    def initialize(self) -> None:
-        """Set initial weights: Xavier for linear layers, N(0, 0.02) for embedders, zero for modulations and the head.
-
-        Those of Stable Diffusion 3 are not published; these are DiT's.
-        """
-        initialize_linears(self)
-        nn.init.xavier_uniform_(self.x_embedder.proj.weight.view(len(self.x_embedder.proj.weight), -1))
-        assert self.x_embedder.proj.bias is not None
-        nn.init.zeros_(self.x_embedder.proj.bias)
-        for embedder in (self.t_embedder, self.y_embedder):
-            for weight in [] if embedder is None else embedder.parameters():
-                if weight.ndim == 2:
-                    nn.init.normal_(weight, std=0.02)
-        if self.text_embedder is not None:
-            self.text_embedder.initialize()
-        set_to_zero([*(part.layer for part in self.modulations()), self.final_layer.linear])
 
     def forward(
         self, x: Tensor, timestep: Tensor, condition: Condition | Tensor, *, trace: Trace | None = None
@@ -226,7 +170,7 @@ class MMDiT(Backbone):
         """
         h, w = self.grid_of_input(x)
         # fmt: off
-        text, mask, vector = embedded(self, condition)                     # (B, L, D), (B, L), (B, D)
+        text, mask, vector = self.embedded(condition)                      # (B, L, D), (B, L), (B, D)
         c = self.t_embedder(timestep) + vector                             # (B, D)
         x = self.x_embedder(x.to(self.dtype)) + self.positions(h, w)       # (B, N, D)   N = h w
         if self.grid_modulation is not None:
@@ -236,18 +180,6 @@ class MMDiT(Backbone):
         record(trace, len(self.joint_blocks), x)
         return unpatchify(x, h, w, self.patch)                             # (B, C, H, W)
         # fmt: on
-
-    def inner(self, x: Tensor, *context: Any) -> Tensor:
-        """Pass image tokens (B, N, D) through all blocks; feature caching skips them."""
-        text, c, trace = context
-        count = x.shape[1]
-        x = torch.cat([x, text], dim=1)  # (B, N + L, D)
-        if trace is not None and trace.kept is not None:
-            return routed(self.joint_blocks, x, c, trace.kept, trace)[:, :count]
-        for i, block in enumerate(self.joint_blocks):
-            x = block(x, c)
-            record(trace, i, x)
-        return x[:, :count]
 
     def positions(self, h: int, w: int) -> Tensor:
         """Return the positions (1, h w, D) of a grid, from the center of a table for several sizes if there is one."""

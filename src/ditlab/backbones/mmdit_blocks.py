@@ -5,7 +5,7 @@ In shapes, B is the batch, N the number of image tokens, L that of text tokens a
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +13,6 @@ from torch import Tensor, nn
 
 from ditlab.backbones.layers import Mlp, RMSNorm, attend, modulate, norm
 from ditlab.backbones.positions import rotated
-from ditlab.backbones.text import checked
-from ditlab.core.types import Condition
 
 
 class Context(NamedTuple):
@@ -154,22 +152,3 @@ class VectorEmbedder(nn.Module):
 
     def forward(self, vector: Tensor) -> Tensor:
         return self.mlp(vector.to(next(self.mlp.parameters()).dtype))
-
-
-def embedded(net: Any, condition: Condition | Tensor) -> tuple[Tensor, Tensor | None, Tensor | float]:
-    """Return the text tokens (B, L, D), the mask (B, L) if there is one, and the pooled text (B, D).
-
-    Args:
-        net: a network with `text_embedder`, or with `context_embedder` and, for a pooled vector, `y_embedder`.
-        condition: the condition, B rows.
-
-    Raises:
-        InputError: a condition without text, or with text of another shape.
-    """
-    text: Condition = net.texts(condition)
-    if net.text_embedder is not None:
-        tokens, mask, vector = net.text_embedder(text)
-        return tokens, mask, vector
-    tokens = checked(text, net.text)
-    vector = 0.0 if net.y_embedder is None else net.y_embedder(text.pooled)
-    return net.context_embedder(tokens.to(net.dtype)), text.mask, vector

@@ -104,7 +104,9 @@ def number(levels: Iterable[Level]) -> None:
         level.first, first = first, first + len(level)
 
 
-def routed(blocks: nn.ModuleList, x: Tensor, c: Any, kept: Tensor, trace: Trace, grid: Where | None = None) -> Tensor:
+def routed(
+    blocks: nn.ModuleList | list[nn.Module], x: Tensor, c: Any, kept: Tensor, trace: Trace, grid: Where | None = None
+) -> Tensor:
     """Pass some of the tokens (B, N, D) through all blocks; the others bypass the middle blocks, in training.
 
     This is token routing of Krause et al., "TREAD", ICCV 2025.
