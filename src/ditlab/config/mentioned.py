@@ -7,10 +7,8 @@ and the message proposes the most similar one.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any, get_args
-
-from ditlab.config.sections import Recipe
 
 
 def mentioned(arguments: type, tables: Mapping[str, Mapping[str, Any]], words: Sequence[str]) -> type | None:
@@ -30,24 +28,19 @@ def mentioned(arguments: type, tables: Mapping[str, Mapping[str, Any]], words: S
     return _narrowed(arguments, frozenset(names)) if names <= known else None
 
 
-def without_defaults(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def without_defaults(
+    tables: Mapping[str, Mapping[str, Any]], defaults: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
     """The tables of a recipe without the values that are the defaults anyway, such as those of a saved recipe."""
+
+    def is_default(section: str, key: str, value: Any) -> bool:
+        # Compared as text, because 1, 1.0 and True are equal, and only a value of the right type needs no check.
+        own = defaults[section]
+        return section != "model" and key in own and repr(value) == repr(own[key])
+
     return {
-        section: {
-            key: value
-            for key, value in table.items()
-            if section == "model" or key not in _defaults()[section] or repr(value) != _defaults()[section][key]
-        }
+        section: {key: value for key, value in table.items() if not is_default(section, key, value)}
         for section, table in tables.items()
-    }
-
-
-@cache
-def _defaults() -> dict[str, dict[str, str]]:
-    # As text, because 1, 1.0 and True are equal, and only a value of the right type needs no check.
-    return {
-        section: {key: repr(list(value) if isinstance(value, tuple) else value) for key, value in vars(table).items()}
-        for section, table in vars(Recipe()).items()
     }
 
 

@@ -154,7 +154,7 @@ def parse_recipe(tables: dict[str, Any], overrides: Sequence[str] = (), source: 
         InputError: an unknown key (the message proposes the most similar one), or a value of the wrong type.
     """
     tables, notes = renamed(Recipe, check_sections(tables, source))
-    tables = without_defaults(tables)
+    tables = without_defaults(tables, to_tables(Recipe()))
     for note in notes:
         warnings.warn(f"{source}: {note}", FutureWarning, stacklevel=2)
     if any(override.partition("=")[0] == NETWORK for override in overrides):
