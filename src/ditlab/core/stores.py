@@ -170,19 +170,21 @@ def causes(error: BaseException | None) -> Iterator[Exception]:
 
 def status_of(error: BaseException) -> int | None:
     """The status of HTTP that an error of a store's package reports."""
-    response = getattr(error, "response", None)
-    metadata = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}  # botocore
-    statuses = [metadata.get("HTTPStatusCode"), getattr(error, "status", None)]
+    statuses = [response_of(error).get("HTTPStatusCode"), getattr(error, "status", None)]
     if statuses == [None, None]:
         statuses.append(getattr(error, "code", None))  # of gcsfs; deprecated in aiohttp
     return next((status for status in statuses if isinstance(status, int)), None)
 
 
+def response_of(error: BaseException) -> dict[str, Any]:
+    """Status and headers of the response that an error of botocore reports; empty for other errors."""
+    response = getattr(error, "response", None)
+    return response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
+
+
 def clock_differs(error: BaseException) -> bool:
     """Whether the response with an error has another time than this machine."""
-    response = getattr(error, "response", None)
-    metadata = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
-    headers = metadata.get("HTTPHeaders") or getattr(error, "headers", None) or {}
+    headers = response_of(error).get("HTTPHeaders") or getattr(error, "headers", None) or {}
     try:
         sent = parsedate_to_datetime(str(headers.get("date") or headers.get("Date")))
         return abs((sent - datetime.now(UTC)).total_seconds()) > SKEW

@@ -183,7 +183,7 @@ async function generateOne(asked) {
   say("Generating");
   try {
     const answer = await post("v1/images/generations", asked, { signal: cancel.signal });
-    places = lay(`${noun(of) === "clip" ? "Clips" : "Images"}`, asked.n, of); // a rejected request leaves the stage as it is
+    places = lay(ofClips(of) ? "Clips" : "Images", asked.n, of); // a rejected request leaves the stage as it is
     $("stage-title").scrollIntoView({ block: "nearest" });
     for await (const event of events(answer)) {
       if (event.error) throw new Error(event.error.message);
