@@ -65,7 +65,7 @@ def write(kept: np.ndarray, times: list[float], shares: dict[str, list[float]], 
         out: PNG file.
     """
     pyplot = plotting()
-    steps, depth, width = kept.shape
+    steps, depth = kept.shape[:2]
     figure, panels = pyplot.subplots(3, 1, figsize=(7, 6.5), sharex=True, height_ratios=(2, 2, 1.2))
     edges = np.append(times, 0.0)
     for panel, name, part in zip(panels, ("heads", "groups"), np.split(kept, 2, axis=2), strict=False):
