@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ditlab.backbones import Backbone
+from ditlab.backbones.token_share import TokenShare
 from ditlab.config.sections import Recipe
 from ditlab.core.device import free_memory, peak_memory, total_memory
 from ditlab.core.errors import InputError
@@ -195,7 +196,7 @@ def advice(recipe: Recipe, needed: float, capacity: float, batch: int, largest: 
         )
     if largest >= 1:
         parts = recipe.parallel.accumulate * -(-batch // largest)
-        while recipe.train.batch % (parts * devices):
+        while recipe.train.batch % (parts * (devices // recipe.parallel.sequence)):
             parts += 1
         lines.append(f"parallel.accumulate = {parts} processes the batch in parts")
     if devices > 1 and recipe.parallel.shard == "none":
@@ -263,9 +264,7 @@ def activations(
         kind: type of the device, "cpu" or "cuda".
         half: whether the network runs in bfloat16 autocast, which adds a copy of its weights.
     """
-    with torch.device("meta"):
-        net = make().train()
-        inputs = net.example(batch)
+    net, inputs = example_of(make, batch, recipe)
     trace = None if recipe is None else example_trace(net, batch, recipe)
     values, copies = kept_tensors(net, inputs, trace, KernelsOf(kind, half))
     whole, largest = sum(values) + copies, max(values)
@@ -276,11 +275,20 @@ def activations(
     return sum(values) + copies, whole / len(net.repeated), largest  # one block at a time is recomputed
 
 
-def activations_outside(make: Make, batch: int, recipe: Recipe, *, kind: str, half: bool) -> float:
-    """Size in bytes of what is kept for the backward pass outside the blocks; arguments as for `activations`."""
+def example_of(
+    make: Make, batch: int, recipe: Recipe | None
+) -> tuple[Backbone, tuple[Tensor, Tensor, Condition]]:
+    """A network on the meta device, which computes the tokens of one process, and inputs for a number of images."""
     with torch.device("meta"):
         net = make().train()
-        inputs = net.example(batch)
+        if recipe is not None and recipe.parallel.sequence > 1:
+            net.share_tokens(TokenShare(0, recipe.parallel.sequence))
+        return net, net.example(batch)
+
+
+def activations_outside(make: Make, batch: int, recipe: Recipe, *, kind: str, half: bool) -> float:
+    """Size in bytes of what is kept for the backward pass outside the blocks; arguments as for `activations`."""
+    net, inputs = example_of(make, batch, recipe)
     for block in net.repeated:
         block.forward = uncounted(block.forward)
     values, copies = kept_tensors(net, inputs, example_trace(net, batch, recipe), KernelsOf(kind, half))
