@@ -33,6 +33,9 @@ class TokenShare(NamedTuple):
     group: Any = None  # of these processes; None on the meta device, where nothing is sent
     common: int = 0  # further tokens behind those of an image, which all processes compute; M
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "TokenShare":
+        return self  # a group of processes cannot be copied
+
     def own(self, x: Tensor, dim: int = 1) -> Tensor:
         """Return this process's part of the tokens along a dimension.
 
@@ -113,7 +116,7 @@ class TokenSharing:
 
     def divided(self, size: Sequence[int]) -> tuple[int, str]:
         """Return the number of pieces of an input of this size that processes share, and what they are called."""
-        return self.tokens_at(size), "patch"
+        return self.tokens_at(size), "token"
 
     def check_sharing(self, count: int, sizes: Iterable[Sequence[int]] = ()) -> None:
         """Check that a number of processes can share the tokens of an image.

@@ -15,7 +15,7 @@ class Parallel:
     """none: all weights in every process (DDP); full: sharded over all processes (FSDP2); hybrid: sharded within each
     node (HSDP)."""
     sequence: Whole = setting(1, at_least=1)
-    """Sequence parallelism: number of processes that share the tokens of each image, and exchange them for attention."""
+    """Sequence parallelism: number of processes that share the tokens of each image."""
     checkpointing: bool = False
     """Activation checkpointing: recompute the blocks in the backward pass instead of storing their activations."""
     accumulate: Whole = setting(1, at_least=1)

@@ -292,9 +292,7 @@ def check_sequence(run: TrainingContext, place: Place, dataset: Dataset) -> None
     if place.sequence == 1:
         return
     sizes = [] if dataset.buckets is None else dataset.buckets.sizes
-    run.net.check_sharing(
-        place.sequence, [run.autoencoder.latent_shape(dataset.channels, size)[1] for size in sizes]
-    )
+    run.net.check_sharing(place.sequence, [run.autoencoder.latent_shape(dataset.channels, size)[1] for size in sizes])
     for aid in run.aids:
         if aid.taps or type(aid).prepare is not Aid.prepare:
             raise InputError(

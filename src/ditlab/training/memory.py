@@ -275,9 +275,7 @@ def activations(
     return sum(values) + copies, whole / len(net.repeated), largest  # one block at a time is recomputed
 
 
-def example_of(
-    make: Make, batch: int, recipe: Recipe | None
-) -> tuple[Backbone, tuple[Tensor, Tensor, Condition]]:
+def example_of(make: Make, batch: int, recipe: Recipe | None) -> tuple[Backbone, tuple[Tensor, Tensor, Condition]]:
     """A network on the meta device, which computes the tokens of one process, and inputs for a number of images."""
     with torch.device("meta"):
         net = make().train()
