@@ -284,7 +284,7 @@ def check_exits(recipe: Recipe, pipe: Pipeline) -> None:
 
 
 def check_sequence(run: TrainingContext, place: Place, dataset: Dataset) -> None:
-    """Check that processes can share the tokens of images of all sizes, if they shall.
+    """Check that processes can share the tokens of images of all sizes, as `parallel.sequence` says.
 
     Raises:
         InputError: they cannot, or an aid needs all tokens.
