@@ -7,8 +7,8 @@ from ditlab.config.reader import parse_recipe
 from ditlab.core.units import GIB
 from ditlab.evaluation import measure
 from ditlab.profiling.plan import machine_of, question_of, subject_of
-from ditlab.profiling.settings import Fit, cheapest, sizes_of
-from ditlab.training.memory import held_in_training
+from ditlab.profiling.settings import Fit, cheapest
+from ditlab.training.memory import held_in_training, sizes_of
 
 NETWORKS = {  # name -> network; channels, size and classes; batch
     "DiT-XL/2, 512 px": ("DiT-XL/2", (4, (64, 64), 1000), 256),
@@ -27,7 +27,7 @@ def main() -> None:
         recipe = parse_recipe({"model": {"name": network}, "train": {"batch": batch, "precision": "bfloat16"}})
         subject = subject_of(recipe, shape)
         cost, held = measure(subject.make), held_in_training(subject.make, subject.recipe)
-        sizes, cells = sizes_of(subject.make, subject.recipe, True), []
+        sizes, cells = sizes_of(subject.make, subject.recipe, "cuda", True), []
         for device, devices in MACHINES.values():
             machine = machine_of(subject.recipe, device, devices)
             cells.append(cell(cheapest(question_of(subject, machine, cost.gmacs, held), sizes)))

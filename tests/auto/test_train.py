@@ -1,6 +1,7 @@
 """`ditlab train FOLDER` from the images to the score."""
 
 import json
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,7 @@ from rich.console import Console
 from ditlab import load
 from ditlab.auto import choose, train_folder
 from ditlab.auto.train import Budget, check_promising, describe, remarks
-from ditlab.auto.tuning import conditions
+from ditlab.auto.tuning import conditions, mixed_labels
 from ditlab.conditioning import Text
 from ditlab.config.reader import read_toml
 from ditlab.core.errors import InputError
@@ -100,10 +101,24 @@ def test_samples_of_a_text_model_have_captions_of_held_out_images():
     held_out = InMemory(torch.zeros(6, 1, 8, 8, dtype=torch.uint8), torch.zeros(6).long(), [], captions=captions)
     text = Text.for_data(held_out, {"captions": ["a red apple"]})
     pipe = SimpleNamespace(conditional=True, conditioner=text)
-    assert conditions(pipe, held_out, 6) == ["a red apple", "red"] * 3
-    assert conditions(pipe, held_out, 1) == ["a red apple"]
+    drawn = conditions(pipe, held_out, 6)
+    assert Counter(drawn) == {"a red apple": 3, "red": 3}
+    assert drawn[:2] == drawn[2:4] == drawn[4:]
     nothing = InMemory(torch.zeros(1, 1, 8, 8, dtype=torch.uint8), torch.zeros(1).long(), [], captions=["purple"])
     assert conditions(pipe, nothing, 2) == [None, None]
+
+
+def test_samples_have_the_classes_of_all_held_out_images():
+    """A folder lists its images class by class, and the held-out ones may lack a class."""
+    names = list("abcdefgh")
+    conditioner = SimpleNamespace(value=lambda label: names[label])
+    pipe = SimpleNamespace(conditional=True, conditioner=conditioner, model=SimpleNamespace(classes=names))
+    present = [name for name in names if name != "b"]
+    held_out = InMemory(torch.zeros(70, 1, 8, 8, dtype=torch.uint8), torch.arange(70) // 10, present)
+    for count in (14, 35, 70, 140):
+        drawn = conditions(pipe, held_out, count)
+        assert Counter(drawn) == dict.fromkeys(present, count // 7)
+        assert [names[label] for label in mixed_labels(pipe, held_out, count)] == drawn
 
 
 def test_what_is_said_of_the_data():

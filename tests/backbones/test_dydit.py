@@ -183,6 +183,24 @@ def test_costs_are_those_of_the_budget():
     assert dit.average_gmacs == dit.gmacs
 
 
+@pytest.mark.parametrize(("routers", "trained"), [("all", 9), ("width", 6), ("tokens", 3), ("random", 0)])
+def test_some_routers_are_not_trained(routers, trained):
+    torch.manual_seed(0)
+    net = create("DyDiT", **TINY, budget=0.5, routers=routers).eval()
+    assert sum(layer.weight.requires_grad for block in net.dynamic for layer in block.routers) == trained
+    (x, y), trace = given(5), Trace(["compute", "tokens"])
+    with torch.no_grad():
+        net(x, torch.linspace(0, 1000, 5), y, trace=trace)
+        patterns, _ = net.patterns(net.t_embedder(torch.linspace(0, 1000, 200)), torch.linspace(0, 1000, 200))
+    assert trace.taps["tokens"].tolist() == pytest.approx([1] * 5)
+    if routers == "random":
+        assert len(patterns) > 10  # other heads at other timesteps
+        assert trace.taps["compute"].mean() == pytest.approx(0.5, abs=0.15)
+    else:
+        assert all(all(block) for block in patterns[0])
+        assert len(patterns) == 1
+
+
 def test_the_compute_of_a_trained_network_is_measured():
     pipe = Pipeline(routed(), Objective(), config={"sample": {"sampler": "euler", "steps": 4, "guidance": 2.0}})
     compute = sampled_compute(pipe)
@@ -202,7 +220,9 @@ def test_the_compute_of_a_trained_network_is_measured():
         ({"budget": 0.0}, r"^budget 0 is not a share"),
         ({"budget": -0.1}, r"^budget -0.1 is not a share"),
         ({"budget": float("nan")}, r"^budget nan is not a share"),
-        ({"budget": 0.05}, r"^budget 0.05 is less than 0.096, the share of the first heads, which are always computed"),
+        ({"budget": 0.05}, r"^budget 0.05 is less than 0.096, the share that is always computed; give more$"),
+        ({"budget": 0.2, "routers": "width"}, r"^budget 0.2 is less than 0.250, the share that is always computed"),
+        ({"budget": 0.2, "routers": "tokens"}, r"^budget 0.2 is less than 0.385, the share that is always computed"),
         ({"heads": 1}, r"^DyDiT with 1 head has no heads to choose from; give 2 or more$"),
         ({"condition": "in-context"}, r'^condition "in-context" for DyDiT, whose blocks need "adaln-zero"'),
         ({"exits": (1.0, 0.5)}, r'^DyDiT has no option "exits"'),

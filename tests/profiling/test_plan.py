@@ -15,7 +15,7 @@ from ditlab.core.values import PixelValues
 from ditlab.diffusion.objective import Objective
 from ditlab.inference.pipeline import Pipeline
 from ditlab.profiling.plan import DEVICES, lines, plan, rate
-from ditlab.training.memory import activations, largest_batch, peak
+from ditlab.training.memory import Activations, largest_batch, peak
 
 FINE_TUNING = ("finetune-dit-xl2", "finetune-dit-xl2-lora")
 SMALL = {"model": {"name": "DiT", "width": 64, "depth": 4, "heads": 2, "patch": 2}, "train": {"batch": 32}}
@@ -44,13 +44,14 @@ def test_activations_are_what_autograd_keeps():
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
         out = net(x, t, y)
-    kept, recomputed, largest = activations(small, 5, False)
+    kept, recomputed, largest, _ = Activations(small, 5).sizes()
     assert kept == pytest.approx(sum(each.nbytes() for each in storages.values()) + out.nbytes, rel=0.01)
     assert largest == 5 * 64 * 4 * 64 * 4  # pictures, tokens, width of the MLP, bytes
-    assert activations(small, 10, False)[0] == pytest.approx(2 * kept, rel=0.01)
+    assert Activations(small, 10).sizes()[0] == pytest.approx(2 * kept, rel=0.01)
     assert recomputed == 0
-    assert activations(small, 5, True)[1] == pytest.approx(kept / 5)  # of four blocks and the final layer
-    assert sum(activations(small, 5, True)[:2]) < 0.45 * kept
+    recomputing = Activations(small, 5).sizes(checkpointing=True)
+    assert recomputing.recomputed == pytest.approx(kept / 5)  # of four blocks and the final layer
+    assert recomputing.kept + recomputing.recomputed < 0.45 * kept
 
 
 def test_the_parts_of_a_large_run():

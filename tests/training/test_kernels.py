@@ -6,7 +6,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ditlab.backbones import create
 from ditlab.training.kernels import KernelsOf
-from ditlab.training.memory import activations, kept_tensors
+from ditlab.training.memory import Activations, kept_tensors
 
 MODERN = {"rms_norm": True, "swiglu": True, "rope": True, "qk_norm": True}
 WIDTH, DEPTH, TOKENS, HEADS = 64, 2, 256, 2
@@ -34,7 +34,7 @@ def test_on_a_cpu_the_count_is_that_of_pytorch(half, options):
         [count(batch) for batch in (2, 4)]
         for count in (
             lambda batch: by_pytorch(batch, half, **options),
-            lambda batch: activations(lambda: network(**options), batch, False, half=half)[0],
+            lambda batch: Activations(lambda: network(**options), batch, half=half).sizes()[0],
         )
     )
     assert counted[1] - counted[0] == expected[1] - expected[0]  # for each image, exactly
@@ -46,13 +46,13 @@ def test_on_a_cpu_the_count_is_that_of_pytorch(half, options):
 
 
 def test_fused_attention_keeps_no_weights_of_attention():
-    per_image = activations(network, 2, False)[0] - activations(network, 1, False)[0]
+    per_image = Activations(network, 2).sizes()[0] - Activations(network, 1).sizes()[0]
     weights = DEPTH * HEADS * TOKENS**2 * 4
     # Both norms and their outputs, attention and MLP: 80 bytes for each channel of a token; 4 for each head's sum. Then
     # the final layer.
     blocks = DEPTH * TOKENS * (80 * WIDTH + 4 * HEADS)
     assert blocks < per_image < blocks + 16 * TOKENS * WIDTH < blocks + weights
-    assert activations(network, 1, False, kind="cuda") == activations(network, 1, False)
+    assert Activations(network, 1, kind="cuda").sizes() == Activations(network, 1).sizes()
 
 
 def test_autocast_of_an_accelerator_keeps_norms_and_sums_in_float32():
@@ -62,15 +62,15 @@ def test_autocast_of_an_accelerator_keeps_norms_and_sums_in_float32():
     MLP: input 4, its norm 4, input of fc1 2, hidden 8 and after GELU 8, output 4. For each token also the sum of each
     head, and mean and deviation of two norms.
     """
-    two, four = (activations(network, batch, False, kind="cuda", half=True)[0] for batch in (2, 4))
+    two, four = (Activations(network, batch, kind="cuda", half=True).sizes()[0] for batch in (2, 4))
     block = TOKENS * (52 * WIDTH + 4 * HEADS + 16)
-    deeper = [activations(lambda: network(depth=4), batch, False, kind="cuda", half=True)[0] for batch in (2, 4)]
+    deeper = [Activations(lambda: network(depth=4), batch, kind="cuda", half=True).sizes()[0] for batch in (2, 4)]
     added = (deeper[1] - deeper[0] - four + two) / 2 / 2
     assert block < added < block + 20 * WIDTH  # shifts, scales and gates of an image, not of a token
 
 
 def test_the_copies_of_weights_are_counted_once():
-    two, four = (activations(network, batch, False, kind="cuda", half=True)[0] for batch in (2, 4))
+    two, four = (Activations(network, batch, kind="cuda", half=True).sizes()[0] for batch in (2, 4))
     weights = sum(p.numel() for name, p in network().named_parameters() if "embedding_table" not in name)
     assert 2 * two - four == pytest.approx(2 * weights, rel=0.002)
-    assert activations(network, 2, True, kind="cuda", half=True)[0] > 2 * weights
+    assert Activations(network, 2, kind="cuda", half=True).sizes(checkpointing=True)[0] > 2 * weights

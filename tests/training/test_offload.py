@@ -17,7 +17,7 @@ from ditlab.training import train
 from ditlab.training.checks import check_recipe
 from ditlab.training.ema import EMA
 from ditlab.training.loop import take_step
-from ditlab.training.memory import activations, activations_outside, held_in_training, host_parts, memory_parts
+from ditlab.training.memory import Activations, held_in_training, host_parts, memory_parts
 from ditlab.training.offload import offload_activations
 from ditlab.training.optim import make_optimizer, numbered_parameters
 from ditlab.training.state import on_cpu
@@ -121,7 +121,7 @@ def test_the_memory_of_the_device_lacks_what_is_on_the_host():
     usual, held, recipe = parts_of()
     less, _, offloading = parts_of(parallel={"offload": ("average", "moments", "activations")})
     assert usual.keys() - less.keys() == {"optimizer", "averages"}
-    outside = activations_outside(small, 8, recipe, kind="cuda", half=True)
+    outside = Activations(small, 8, recipe, kind="cuda", half=True).outside
     assert less["activations"] == outside < 0.3 * usual["activations"]
     assert less["workspace"] > usual["workspace"]
     on_host = host_parts(held, offloading, 1, 1000.0)
@@ -132,7 +132,7 @@ def test_the_memory_of_the_device_lacks_what_is_on_the_host():
         "activations": 1000.0,
     }
     assert host_parts(held, recipe, 1, 0.0) == {"copy for the checkpoint": held.saved}
-    assert activations(small, 8, False, recipe, kind="cuda", half=True)[0] == usual["activations"]
+    assert Activations(small, 8, recipe, kind="cuda", half=True).sizes()[0] == usual["activations"]
 
 
 def test_the_memory_of_moments_of_8_bits():

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from ditlab.auto.choose import table
-from ditlab.auto.tuning import BATCH, Trial, best_sampling, conditions, draw
+from ditlab.auto.tuning import BATCH, Trial, best_sampling, conditions, draw, mixed_labels
 from ditlab.config.sampling import Sample
 from ditlab.config.sections import Recipe
 from ditlab.core.errors import InputError
@@ -141,9 +141,9 @@ def generated(pipe: BasePipeline, held_out: Dataset, end: float, console: Consol
             break
     images = torch.cat(parts)
     say(console, f"scoring {len(images):,} samples with the seeds 0 to {len(images) - 1:,}")
-    where = torch.arange(len(images)) % len(held_out)
-    classes = pipe.model.classes
-    return InMemory(pipe.values.restored(images), held_out.labels[where], classes, values=pipe.values)
+    count, classes = len(images), pipe.model.classes
+    numbers = mixed_labels(pipe, held_out, count) if classes else torch.zeros(count, dtype=torch.long)
+    return InMemory(pipe.values.restored(images), numbers, classes, values=pipe.values)
 
 
 def scored(samples: torch.Tensor, labels: torch.Tensor | None, real: Real, console: Console) -> OwnScore | None:

@@ -18,7 +18,9 @@ from ditlab.core.errors import InputError
 from ditlab.core.terminal import say
 from ditlab.core.types import Label
 from ditlab.data import Dataset, InMemory
+from ditlab.data.buckets import mixed_order
 from ditlab.evaluation.features import Features
+from ditlab.evaluation.features.own import places_of
 from ditlab.evaluation.metrics import frechet_distance
 from ditlab.evaluation.own import see
 from ditlab.inference.base import BasePipeline
@@ -100,14 +102,20 @@ def draw(
 
 
 def conditions(pipe: BasePipeline, images: Dataset, count: int) -> list[Label]:
-    """Conditions of `count` samples: the classes or captions of real images, in turn; None where there are none."""
+    """Conditions of `count` samples: the classes or captions of real images, mixed; None where there are none."""
     if not pipe.conditional:
         return [None] * count
     if isinstance(pipe.conditioner, Text):
-        texts = [texts[0] for i in range(min(count, len(images))) if (texts := images.captions(i))]
+        texts = [texts[0] for i in mixed_order(images.labels)[:count].tolist() if (texts := images.captions(i))]
         readable: list[Label] = [text for text in texts if reads_whole(pipe.conditioner, text)]
         return [readable[i % len(readable)] for i in range(count)] if readable else [None] * count
-    return [pipe.conditioner.value(int(images.labels[i % len(images)])) for i in range(count)]
+    return [pipe.conditioner.value(label) for label in mixed_labels(pipe, images, count).tolist()]
+
+
+def mixed_labels(pipe: BasePipeline, images: Dataset, count: int) -> Tensor:
+    """Classes (count,) of real images, mixed, as positions in the classes of a model, which may have more of them."""
+    order = mixed_order(images.labels)
+    return places_of(pipe.model.classes, images)[images.labels[order[torch.arange(count) % len(order)]]]
 
 
 def reads_whole(conditioner: Text, text: str) -> bool:

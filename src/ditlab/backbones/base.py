@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from ditlab.backbones.any_size import AnySize
 from ditlab.backbones.layers import LinearGELU
 from ditlab.backbones.published import IMAGENET, PublishedForm
 from ditlab.backbones.text import TextEmbedder, TextShape
@@ -47,7 +46,7 @@ class ParameterGroup(NamedTuple):
     muon: bool  # whether Muon may update them; AdamW updates all others
 
 
-class Backbone(PublishedForm, AnySize, TokenSharing, nn.Module, ABC):
+class Backbone(PublishedForm, TokenSharing, nn.Module, ABC):
     """A denoising network: x (B, *shape), timestep (B,), condition (B rows) -> (B, C or 2 C, *size).
 
     Args:

@@ -21,6 +21,7 @@ from ditlab.core.errors import InputError
 from ditlab.core.types import Condition, Trace
 
 KEPT = 15.0, 35.0  # initial scores of heads and groups, and of tokens, with which all are kept
+SPREAD = 5.0  # standard deviation of random scores over timesteps
 
 
 class DyDiT(DiT):
@@ -38,6 +39,8 @@ class DyDiT(DiT):
         swiglu: use gated feed-forward layers (SwiGLU).
         rope: use rotary positions.
         budget: share of the compute of the blocks that training aims at; above 0, up to 1.
+        routers: those that are trained: all, of width (heads and groups) or of tokens. The others keep everything. With
+            "random", the routers of width choose at random for each timestep and stay as they are, for comparison.
     """
 
     changeable = ("budget",)
@@ -61,6 +64,7 @@ class DyDiT(DiT):
         swiglu: bool = False,
         rope: bool = False,
         budget: float = 1.0,
+        routers: Literal["all", "width", "tokens", "random"] = "all",
     ) -> None:
         if condition != "adaln-zero":
             raise InputError(f'condition "{condition}" for DyDiT, whose blocks need "adaln-zero"; leave condition out')
@@ -68,6 +72,7 @@ class DyDiT(DiT):
             raise InputError(f"budget {budget:g} is not a share; give a number above 0, up to 1")
         if heads == 1:
             raise InputError("DyDiT with 1 head has no heads to choose from; give 2 or more")
+        self.budget, self.routers = budget, routers  # which the initialization needs
         super().__init__(
             size=size, channels=channels, classes=classes, learn_variance=learn_variance, depth=depth, width=width,
             heads=heads, patch=patch, qk_norm=qk_norm, frequency_shift=frequency_shift, rms_norm=rms_norm,
@@ -75,13 +80,13 @@ class DyDiT(DiT):
         )  # fmt: skip
         attention = 2 * self.tokens * width * (2 * width + self.tokens)
         mlp = self.tokens * self.dynamic[0].hidden_weights
-        self.budget, self.dynamic_macs = budget, depth * (attention + mlp)  # as published
+        self.dynamic_macs = depth * (attention + mlp)  # as published
         for block in self.dynamic:
             block.costs = attention / self.dynamic_macs, mlp / self.dynamic_macs, 1 / depth
-        if budget < (least := attention * depth / self.dynamic_macs / heads):
+        of_width, of_tokens = 1 if routers == "tokens" else 1 / heads, 0 if routers in ("all", "tokens") else 1
+        if budget < (least := depth * of_width * (attention + mlp * of_tokens) / self.dynamic_macs):
             raise InputError(
-                f"budget {budget:g} is less than {least:.3f}, the share of the first heads, which are always computed; "
-                "give more"
+                f"budget {budget:g} is less than {least:.3f}, the share that is always computed; give more"
             )
 
     def block_type(self, condition: str) -> type[nn.Module]:
@@ -127,6 +132,21 @@ class DyDiT(DiT):
             for layer, score in zip(block.routers, (KEPT[0], *KEPT), strict=True):
                 nn.init.zeros_(layer.weight)
                 nn.init.constant_(layer.bias, score)
+            *width, tokens = block.routers
+            for layer in width:
+                layer.requires_grad_(self.routers in ("all", "width"))
+                if self.routers == "random" and self.budget < 1 and not layer.weight.is_meta:
+                    self.keep_at_random(layer)
+            tokens.requires_grad_(self.routers in ("all", "tokens"))
+
+    @torch.no_grad()
+    def keep_at_random(self, router: nn.Linear) -> None:
+        """Let a router of width keep the share of the budget, of other heads or groups at each timestep."""
+        t = self.t_embedder(torch.linspace(0, 1000, 200))  # (T, D)
+        nn.init.normal_(router.weight)
+        router.weight.mul_(SPREAD / (t @ router.weight.T).std(0)[:, None])
+        free = (self.budget * (len(router.bias) + 1) - 1) / len(router.bias)  # the first is always kept
+        router.bias.copy_(-torch.quantile(t @ router.weight.T, 1 - free, dim=0))
 
     def forward(
         self, x: Tensor, timestep: Tensor, condition: Condition | Tensor, *, trace: Trace | None = None

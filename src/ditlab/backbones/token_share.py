@@ -11,13 +11,14 @@ number of tokens of a process, M that of common tokens, P that of processes and 
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed._functional_collectives import all_to_all_single_autograd
 
+from ditlab.backbones.any_size import AnySize
 from ditlab.backbones.layers import attend
 from ditlab.core.errors import InputError
 from ditlab.core.units import counted, sides_of
@@ -29,7 +30,7 @@ class TokenShare(NamedTuple):
     """The part of the tokens of each image that this process computes."""
 
     rank: int
-    count: int  # of the processes among which the tokens are divided, in order
+    world: int  # number of processes among which the tokens are divided, in order
     group: Any = None  # of these processes; None on the meta device, where nothing is sent
     common: int = 0  # further tokens behind those of an image, which all processes compute; M
 
@@ -42,9 +43,9 @@ class TokenShare(NamedTuple):
         Raises:
             InputError: they cannot be divided.
         """
-        if x.shape[dim] % self.count:
-            raise InputError(f"{self.count} processes cannot share {x.shape[dim]} tokens or frames; give another size")
-        return x.chunk(self.count, dim)[self.rank]
+        if x.shape[dim] % self.world:
+            raise InputError(f"{self.world} processes cannot share {x.shape[dim]} tokens or frames; give another size")
+        return x.chunk(self.world, dim)[self.rank]
 
     def complete(self, x: Tensor) -> Tensor:
         """Return the tokens (B, P n, ...) of all processes, from those of this process (B, n, ...)."""
@@ -65,37 +66,36 @@ class TokenShare(NamedTuple):
         # Under autocast, norms may return float32, which attention would round after it has been sent.
         q, k = q.to(v.dtype), k.to(v.dtype)
         own = torch.stack([x[:, :, :n] for x in (q, k, v)])  # (3, B, heads, n, d)
-        parts = self.exchanged(own.unflatten(2, (self.count, -1)).movedim(2, 0))  # (P, 3, B, heads / P, n, d)
+        parts = self.exchanged(torch.unflatten(own, 2, (self.world, -1)).movedim(2, 0))  # (P, 3, B, heads / P, n, d)
         whole = parts.movedim(0, 3).flatten(3, 4)  # (3, B, heads / P, P n, d)
         q, k, v = (
             torch.cat([image, self.own(x[:, :, n:])], dim=2) if self.common else image
             for image, x in zip(whole, (q, k, v), strict=True)
         )
         if mask is not None:
-            mask = F.pad(mask[..., n:], (self.count * n, 0), value=True)
+            mask = F.pad(mask[..., n:], (self.world * n, 0), value=True)
         out = attend(q, k, v, mask=mask)  # (B, heads / P, P n + M, d)
-        image, text = out[:, :, : self.count * n], out[:, :, self.count * n :]
-        back = self.exchanged(image.unflatten(2, (self.count, n)).movedim(2, 0))  # (P, B, heads / P, n, d)
+        image, text = out[:, :, : self.world * n], out[:, :, self.world * n :]
+        back = self.exchanged(torch.unflatten(image, 2, (self.world, n)).movedim(2, 0))  # (P, B, heads / P, n, d)
         if text.shape[2]:
             back = torch.cat([back, self.to_all(text)], dim=3)
         return back.movedim(0, 1).flatten(1, 2)
 
     def to_all(self, x: Tensor) -> Tensor:
         """Send a tensor to all processes, and return those of all (P, ...); gradients are added in the same way."""
-        return self.exchanged(x.expand(self.count, *x.shape))
+        return self.exchanged(x.expand(self.world, *x.shape))
 
     def exchanged(self, parts: Tensor) -> Tensor:
         """Send part i of P parts (P, ...) to process i, and return what this process received from each (P, ...)."""
         if self.group is None:
             return parts.clone(memory_format=torch.contiguous_format)
-        return cast(Tensor, all_to_all_single_autograd(parts.contiguous(), None, None, self.group))
+        return all_to_all_single_autograd(parts.contiguous(), None, None, self.group)
 
 
-class TokenSharing:
+class TokenSharing(AnySize):
     """What a network needs so that processes can share the tokens of an image."""
 
     config: dict[str, Any]
-    size: tuple[int, ...]
 
     token_share: TokenShare | None = None
     """The part of the tokens that this process computes; None is all. `forward` returns all outputs in any case."""
@@ -157,7 +157,7 @@ class TokenSharing:
             InputError: the tokens of this network cannot be shared.
         """
         if share is not None:
-            self.check_sharing(share.count)
+            self.check_sharing(share.world)
         self.token_share = share
         for module in self.exchanging:
             module.token_share = share  # type: ignore[assignment]

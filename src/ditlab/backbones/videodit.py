@@ -178,7 +178,7 @@ class VideoDiT(FrameConditioned):
 
     def own_frames(self, grid: Grid) -> int:
         """Return the number of frames of tokens that this process computes."""
-        return grid.frames if self.token_share is None else grid.frames // self.token_share.count
+        return grid.frames if self.token_share is None else grid.frames // self.token_share.world
 
     def places(self, grid: Grid) -> Tensor:
         """Return the positions of DiT for all tokens (1, T N, D)."""

@@ -252,9 +252,31 @@ def permutation(count: int, seed: int, epoch: int, purpose: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(mixed))
 
 
+def mixed_order(labels: Tensor) -> Tensor:
+    """An order of images in which each class has its share of every part, as far as whole images allow.
+
+    Folders list their images class by class, so the first images of one are of few classes. In a random order the
+    classes of a part differ by chance from those of the whole, which makes distances between the two larger.
+
+    Args:
+        labels: (N,) the classes.
+
+    Returns:
+        (N,) the numbers of the images, always the same for the same labels.
+    """
+    generator = torch.Generator().manual_seed(0)
+    order = torch.randperm(len(labels), generator=generator)
+    order = order[labels[order].argsort(stable=True)]  # class by class, at random within each
+    counts = labels.bincount()
+    ranks = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[order]]
+    starts = torch.rand(len(counts), generator=generator, dtype=torch.float64)
+    return order[((ranks + starts[labels[order]]) / counts[labels[order]]).argsort(stable=True)]
+
+
 def sample_batch(dataset: "Dataset", count: int) -> Tensor:
-    """The indices of `count` images of one size, for a trial; images may occur several times."""
+    """The indices of `count` images of one size and of all classes; images may occur several times."""
     images = (
         torch.arange(len(dataset)) if dataset.buckets is None else dataset.buckets.members[dataset.buckets.frequent]
     )
+    images = images[mixed_order(dataset.labels[images])]
     return images[torch.arange(count) % len(images)]

@@ -16,6 +16,7 @@ from torch import Tensor
 from ditlab.core.errors import InputError
 from ditlab.core.units import counted
 from ditlab.data import Dataset, InMemory
+from ditlab.data.buckets import mixed_order
 from ditlab.evaluation.features import Features
 from ditlab.evaluation.features.own import places_of
 from ditlab.evaluation.gather import check_fit
@@ -160,20 +161,11 @@ def check_sets(samples: Tensor, labels: Tensor | None, training: Dataset, held_o
 def disjoint_subsets(labels: Tensor, size: int) -> list[Tensor]:
     """Up to `REAL_SUBSETS` disjoint random subsets of a size; one of all images if there are not as many.
 
-    Each class has the same share of every subset, as far as whole images allow. In random subsets the classes would
-    differ by chance from those of the held-out images, which makes distances larger.
-
     Args:
-        labels: (N,) the classes.
+        labels: (N,) the classes; each has the same share of every subset, as far as whole images allow.
         size: images of a subset.
     """
-    generator = torch.Generator().manual_seed(0)
-    order = torch.randperm(len(labels), generator=generator)
-    order = order[labels[order].argsort(stable=True)]  # class by class, at random within each
-    counts = labels.bincount()
-    ranks = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[order]]
-    starts = torch.rand(len(counts), generator=generator, dtype=torch.float64)
-    order = order[((ranks + starts[labels[order]]) / counts[labels[order]]).argsort(stable=True)]
+    order = mixed_order(labels)
     whole = order[: min(REAL_SUBSETS, len(order) // size) * size]
     return list(torch.split(whole, size)) if len(whole) else [order]
 

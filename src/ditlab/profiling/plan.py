@@ -27,7 +27,7 @@ from ditlab.evaluation import measure
 from ditlab.inference.optimize.precision import quick_precision
 from ditlab.inference.optimize.timing import CLOCKS, interleaved, waiter
 from ditlab.inference.pipeline import Pipeline
-from ditlab.profiling.settings import OVERHEAD_OF_BLOCK, OVERHEAD_OF_STEP, Fit, Question, cheapest, sizes_of
+from ditlab.profiling.settings import OVERHEAD_OF_BLOCK, OVERHEAD_OF_STEP, Fit, Question, cheapest
 from ditlab.profiling.settings import line as settings_line
 from ditlab.training.captions import CaptionConditions, Captions, read_captions
 from ditlab.training.checks import check_recipe
@@ -37,12 +37,15 @@ from ditlab.training.losses import make_context, trial_step
 from ditlab.training.memory import (
     USABLE,
     Held,
+    Sizes,
     advice,
     float32_bytes,
     held_in_training,
     largest_batch,
-    memory_parts,
+    of_blocks,
+    parts_with,
     peak,
+    sizes_of,
 )
 from ditlab.training.model import build, pick_autoencoder, pick_conditioner
 from ditlab.training.objectives import OBJECTIVES
@@ -228,7 +231,8 @@ def plan(recipe: Recipe, device: str = "", devices: int = 1, *, timed: bool = Tr
     cost = measure(subject.make)
     half = in_half(subject, machine)
     held = held_in_training(subject.make, recipe)
-    parts = partial(all_parts, subject, held, machine, half)
+    sizes = sizes_of(subject.make, recipe, machine.kind, half)
+    parts = partial(all_parts, subject, held, machine, sizes)
     memory, usable = parts(batch), machine.capacity * USABLE
     largest = largest_batch(parts, usable)
     troubles = advice(recipe, peak(memory), usable, batch, largest, devices)
@@ -242,7 +246,7 @@ def plan(recipe: Recipe, device: str = "", devices: int = 1, *, timed: bool = Tr
         length = min(length, 60 * recipe.train.minutes)
     fit = None
     if machine.kind == "cuda":
-        fit = cheapest(question_of(subject, machine, cost.gmacs, held), sizes_of(subject.make, recipe, half))
+        fit = cheapest(question_of(subject, machine, cost.gmacs, held), sizes)
     return Plan(
         device=device or machine.kind,
         devices=devices,
@@ -286,9 +290,10 @@ def in_half(subject: Subject, machine: Machine) -> bool:
     return precision != "float32"
 
 
-def all_parts(subject: Subject, held: Held, machine: Machine, half: bool, batch: int) -> dict[str, float]:
+def all_parts(subject: Subject, held: Held, machine: Machine, sizes: Sizes, batch: int) -> dict[str, float]:
     """Memory in bytes of each part for a batch size, including the autoencoder."""
-    parts = memory_parts(subject.make, held, batch, subject.recipe, machine.devices, machine.kind, half)
+    activations = sizes(*of_blocks(subject.recipe), batch)
+    parts = parts_with(subject.recipe, held, machine.devices, machine.kind, activations)
     frozen = frozen_bytes(subject)
     return parts | ({"autoencoder": frozen} if frozen else {})
 

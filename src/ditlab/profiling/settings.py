@@ -1,6 +1,6 @@
 """Choose the cheapest settings of memory with which a run fits a machine."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
@@ -14,9 +14,10 @@ from ditlab.training.memory import (
     ActivationSizes,
     Held,
     Make,
-    activation_sizes,
+    Sizes,
     held_in_training,
     host_parts,
+    of_blocks,
     parts_with,
     peak,
     shares_of,
@@ -109,22 +110,6 @@ def candidates(recipe: Recipe, devices: int) -> Iterator[Recipe]:
         yield replace(with_moments(recipe, moments), parallel=replace(recipe.parallel, **memory))
 
 
-Sizes = Callable[[bool, bool, int], ActivationSizes]
-"""Activations with or without recomputing, with or without offloading, for a number of images at a time."""
-
-
-def sizes_of(make: Make, recipe: Recipe, half: bool) -> Sizes:
-    """The activations of a network, each of which is counted once, because that takes seconds for a large network."""
-
-    @cache
-    def sizes(checkpointing: bool, offloaded: bool, batch: int) -> ActivationSizes:
-        offload: Any = ("activations",) if offloaded else ()
-        parallel = replace(recipe.parallel, checkpointing=checkpointing, offload=offload)
-        return activation_sizes(make, batch, replace(recipe, parallel=parallel), kind="cuda", half=half)
-
-    return sizes
-
-
 def cheapest(question: Question, sizes: Sizes) -> Fit | None:
     """The settings that fit and take the least time; of equal ones, those that change least. None if nothing fits.
 
@@ -153,7 +138,7 @@ def fit_of(question: Question, recipe: Recipe, held: Held, sizes: Sizes) -> Fit 
     """How a run fits with these settings, with as few parts of a batch as possible; None if it does not."""
     parallel, teams = recipe.parallel, question.devices // recipe.parallel.sequence
     share = -(-recipe.train.batch // teams)
-    two, four = (sizes(parallel.checkpointing, "activations" in parallel.offload, batch) for batch in (2, 4))
+    two, four = (sizes(*of_blocks(recipe), batch) for batch in (2, 4))
 
     def of(count: int) -> tuple[float, ActivationSizes]:
         line = ActivationSizes(*(a + (count - 2) * (b - a) / 2 for a, b in zip(two, four, strict=True)))

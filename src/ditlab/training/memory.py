@@ -6,6 +6,7 @@ meta device, which neither allocates nor computes.
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -95,7 +96,7 @@ def memory_parts(
         kind: type of the device, "cpu" or "cuda".
         half: whether activations are in bfloat16.
     """
-    return parts_with(recipe, held, devices, kind, activation_sizes(make, batch, recipe, kind=kind, half=half))
+    return parts_with(recipe, held, devices, kind, sizes_of(make, recipe, kind, half)(*of_blocks(recipe), batch))
 
 
 class ActivationSizes(NamedTuple):
@@ -105,18 +106,6 @@ class ActivationSizes(NamedTuple):
     recomputed: float  # at a time, in the backward pass
     largest: float  # tensor
     offloaded: float  # in the memory of the host
-
-
-def activation_sizes(make: Make, batch: int, recipe: Recipe, *, kind: str, half: bool) -> ActivationSizes:
-    """The activations of a process for a number of images at a time; arguments as for `memory_parts`."""
-    kept, recomputed, largest = activations(make, batch, recipe.parallel.checkpointing, recipe, kind=kind, half=half)
-    if "activations" not in recipe.parallel.offload:
-        return ActivationSizes(kept, recomputed, largest, 0.0)
-    outside = activations_outside(make, batch, recipe, kind=kind, half=half)
-    with torch.device("meta"):
-        blocks = max(1, len(make().repeated))
-    # Those of one block at a time are on the device.
-    return ActivationSizes(outside, recomputed or (kept - outside) / blocks, largest, kept - outside)
 
 
 def parts_with(recipe: Recipe, held: Held, devices: int, kind: str, sizes: ActivationSizes) -> dict[str, float]:
@@ -245,52 +234,83 @@ def shortage(recipe: Recipe, parts: Callable[[int], dict[str, float]], room: Roo
     return ""
 
 
-def activations(
-    make: Make,
-    batch: int,
-    checkpointing: bool,
-    recipe: Recipe | None = None,
-    *,
-    kind: str = "cpu",
-    half: bool = False,
-) -> tuple[float, float, float]:
-    """Size in bytes of what is kept for the backward pass, of what it recomputes at a time, and of the largest tensor.
+class Activations:
+    """What a network keeps for the backward pass. Each part is counted when it is asked for, and once."""
 
-    Args:
-        make: function that builds the network.
-        batch: images at a time.
-        checkpointing: whether blocks are recomputed in the backward pass.
-        recipe: the settings of the run, for its training aids; None for no aids.
-        kind: type of the device, "cpu" or "cuda".
-        half: whether the network runs in bfloat16 autocast, which adds a copy of its weights.
-    """
-    net, inputs = example_of(make, batch, recipe)
-    trace = None if recipe is None else example_trace(net, batch, recipe)
-    values, copies = kept_tensors(net, inputs, trace, KernelsOf(kind, half))
-    whole, largest = sum(values) + copies, max(values)
-    if not checkpointing or not net.repeated:
-        return whole, 0.0, largest
-    keep_inputs_only(net)
-    values, copies = kept_tensors(net, inputs, trace, KernelsOf(kind, half))
-    return sum(values) + copies, whole / len(net.repeated), largest  # one block at a time is recomputed
+    def __init__(
+        self, make: Make, batch: int, recipe: Recipe | None = None, *, kind: str = "cpu", half: bool = False
+    ) -> None:
+        """Describe a forward pass; nothing is counted yet.
+
+        Args:
+            make: function that builds the network.
+            batch: images at a time.
+            recipe: the settings of the run, for its training aids; None for no aids.
+            kind: type of the device, "cpu" or "cuda".
+            half: whether the network runs in bfloat16 autocast, which adds a copy of its weights.
+        """
+        self.make, self.batch, self.recipe, self.kind, self.half = make, batch, recipe, kind, half
+
+    def sizes(self, *, checkpointing: bool = False, offloaded: bool = False) -> ActivationSizes:
+        """What is kept if blocks are recomputed, and if what they keep is offloaded."""
+        whole, largest, blocks = self.whole
+        kept, recomputed = whole, 0.0
+        if checkpointing and blocks:
+            kept, recomputed = self.of_inputs, whole / blocks  # one block at a time is recomputed
+        if not offloaded:
+            return ActivationSizes(kept, recomputed, largest, 0.0)
+        inside = kept - self.outside  # the part of one block at a time is on the device
+        return ActivationSizes(self.outside, recomputed or inside / max(1, blocks), largest, inside)
+
+    @cached_property
+    def whole(self) -> tuple[float, float, int]:
+        """Bytes of everything and of the largest tensor, and the number of blocks."""
+        net, values, copies = self.counted(lambda net: None)
+        return sum(values) + copies, max(values), len(net.repeated)
+
+    @cached_property
+    def of_inputs(self) -> float:
+        """Bytes if blocks keep their inputs only."""
+        _, values, copies = self.counted(keep_inputs_only)
+        return sum(values) + copies
+
+    @cached_property
+    def outside(self) -> float:
+        """Bytes outside the blocks."""
+        _, values, copies = self.counted(uncount_blocks)
+        return sum(values) + copies
+
+    def counted(self, change: Callable[[Backbone], None]) -> tuple[Backbone, list[float], float]:
+        """The network with a change, and what it keeps as `kept_tensors` counts it."""
+        with torch.device("meta"):
+            net = self.make().train()
+            if self.recipe is not None and self.recipe.parallel.sequence > 1:
+                net.share_tokens(TokenShare(0, self.recipe.parallel.sequence))
+            inputs = net.example(self.batch)
+        trace = None if self.recipe is None else example_trace(net, self.batch, self.recipe)
+        change(net)
+        return net, *kept_tensors(net, inputs, trace, KernelsOf(self.kind, self.half))
 
 
-def example_of(make: Make, batch: int, recipe: Recipe | None) -> tuple[Backbone, tuple[Tensor, Tensor, Condition]]:
-    """A network on the meta device, which computes the tokens of one process, and inputs for a number of images."""
-    with torch.device("meta"):
-        net = make().train()
-        if recipe is not None and recipe.parallel.sequence > 1:
-            net.share_tokens(TokenShare(0, recipe.parallel.sequence))
-        return net, net.example(batch)
+Sizes = Callable[[bool, bool, int], ActivationSizes]
+"""Activations with or without recomputing, with or without offloading, for a number of images at a time."""
 
 
-def activations_outside(make: Make, batch: int, recipe: Recipe, *, kind: str, half: bool) -> float:
-    """Size in bytes of what is kept for the backward pass outside the blocks; arguments as for `activations`."""
-    net, inputs = example_of(make, batch, recipe)
+def sizes_of(make: Make, recipe: Recipe, kind: str, half: bool) -> Sizes:
+    """The activations of a network; arguments as for `Activations`. Each count takes seconds for a large network."""
+    of = cache(lambda batch: Activations(make, batch, recipe, kind=kind, half=half))
+    return lambda checkpointing, offloaded, batch: of(batch).sizes(checkpointing=checkpointing, offloaded=offloaded)
+
+
+def of_blocks(recipe: Recipe) -> tuple[bool, bool]:
+    """Whether a recipe recomputes blocks, and whether it offloads what they keep."""
+    return recipe.parallel.checkpointing, "activations" in recipe.parallel.offload
+
+
+def uncount_blocks(net: Backbone) -> None:
+    """Do not count what the blocks save."""
     for block in net.repeated:
         block.forward = uncounted(block.forward)
-    values, copies = kept_tensors(net, inputs, example_trace(net, batch, recipe), KernelsOf(kind, half))
-    return sum(values) + copies
 
 
 def uncounted(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
