@@ -136,7 +136,6 @@ def test_what_cannot_be_shared_is_refused_before_anything_is_written(one, tmp_pa
         "the tokens of DyDiT cannot be shared": recipe(sequence=2, model={"name": "DyDiT"}),
         "which does not divide the 3 heads of DiT": recipe(sequence=2, model={"heads": 3, "width": 36}),
         "train.route needs all tokens in one process; omit": recipe(sequence=2, train={"route": 0.5}),
-        "no forward-mode derivative": recipe(sequence=2, train={"objective": "mean-flow"}) | {"sample": {"steps": 2}},
     }  # fmt: skip
     for problem, settings in cases.items():
         for said in in_processes(2, refusal, settings, tmp_path / "run"):
