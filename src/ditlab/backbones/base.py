@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from ditlab.backbones.any_size import AnySize
 from ditlab.backbones.layers import LinearGELU
 from ditlab.backbones.published import IMAGENET, PublishedForm
 from ditlab.backbones.text import TextEmbedder, TextShape
+from ditlab.backbones.token_share import TokenSharing
 from ditlab.core.errors import InputError
 from ditlab.core.modules import with_modules
 from ditlab.core.types import Condition, Trace
@@ -46,7 +46,7 @@ class ParameterGroup(NamedTuple):
     muon: bool  # whether Muon may update them; AdamW updates all others
 
 
-class Backbone(PublishedForm, AnySize, nn.Module, ABC):
+class Backbone(PublishedForm, TokenSharing, nn.Module, ABC):
     """A denoising network: x (B, *shape), timestep (B,), condition (B rows) -> (B, C or 2 C, *size).
 
     Args:

@@ -33,6 +33,7 @@ from ditlab.backbones.pseudo_shift import check_windows
 from ditlab.backbones.published import count_of
 from ditlab.backbones.routing import PUBLISHED_DEPTHS, check_exits, depth_at, leaves_early, record, routed, through
 from ditlab.backbones.text import Context, TextEmbedder, joined, text_shape
+from ditlab.backbones.token_share import TokenShare
 from ditlab.core.errors import InputError, lookup
 from ditlab.core.types import Condition, Trace
 from ditlab.core.units import counted
@@ -218,6 +219,19 @@ class DiT(Backbone):
         return "" if self.grid_modulation is None else ONE_VALUE
 
     @property
+    def undivided(self) -> str:
+        if self.window or self.exits:
+            return "they attend in windows" if self.window else "images leave it early"
+        return ""
+
+    @property
+    def exchanging(self) -> list[nn.Module]:
+        return [block.get_submodule("attn") for block in self.blocks]
+
+    def share_tokens(self, share: TokenShare | None) -> None:
+        super().share_tokens(None if share is None else share._replace(common=self.joined))
+
+    @property
     def tokens(self) -> int:
         return self.pos_embed.shape[1] + self.joined
 
@@ -275,17 +289,18 @@ class DiT(Backbone):
         t = self.t_embedder(timestep)  # (B, D)
         c, vector = self.embedded(t, condition)  # (B, D) or (B, 2, D)
         h, w = self.grid_of_input(x)
-        positions, grid = self.positions(h, w)
+        positions, grid = self.own_positions(h, w)
         # fmt: off
-        x = self.x_embedder(x.to(self.dtype)) + positions                  # (B, N, D)   N = h w
+        x = self.x_embedder(self.own_patches(x.to(self.dtype), self.patch)) + positions  # (B, N, D)
+        count = x.shape[1]                                                 # N = h w, or this process's part
         if self.grid_modulation is not None:
-            x = x + self.grid_modulation(vector).unflatten(1, (h * w, -1))
+            x = x + self.own_part(self.grid_modulation(vector).unflatten(1, (h * w, -1)))
         if self.joined:
             x, c = joined(x, c)                                            # (B, N + 2, D)
         x = self.through_blocks(x, c, t, timestep, trace, grid)            # (B, N, D)
-        x = self.final_layer(x[:, : h * w], c)                             # (B, N, p p C)
+        x = self.final_layer(x[:, :count], c)                              # (B, N, p p C)
         record(trace, len(self.blocks), x)
-        return unpatchify(x, h, w, self.patch)                             # (B, C, H, W)
+        return unpatchify(self.whole(x), h, w, self.patch)                 # (B, C, H, W)
         # fmt: on
 
     def embedded(self, t: Tensor, condition: Condition | Tensor) -> tuple[Tensor | Context, Tensor]:
@@ -315,6 +330,15 @@ class DiT(Backbone):
         if not self.rope:
             return table, None
         return table, Where(table_of(self.rotation, device, h, w, self.head_width, self.joined))
+
+    def own_positions(self, h: int, w: int) -> tuple[Tensor, Where | None]:
+        """Return the positions of the tokens of this process; for all tokens, as `positions`."""
+        table, grid = self.positions(h, w)
+        if self.token_share is None or not self.rope:
+            return self.own_part(table), grid
+        turn = table_of(self.rotation, table.device, h, w, self.head_width, self.joined)  # (2, N + 2, d)
+        own = torch.cat([self.own_part(turn[:, : h * w]), turn[:, h * w :]], dim=1)
+        return self.own_part(table), Where(own)
 
     def through_blocks(
         self, x: Tensor, c: Any, t: Tensor, timestep: Tensor, trace: Trace | None, grid: Where | None = None

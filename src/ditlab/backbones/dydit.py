@@ -97,6 +97,10 @@ class DyDiT(DiT):
         return "its budget is counted for one number of tokens"
 
     @property
+    def undivided(self) -> str:
+        return "each image chooses among its tokens"
+
+    @property
     def dynamic(self) -> "list[DynamicBlock]":
         """The blocks."""
         return [block for block in self.blocks if isinstance(block, DynamicBlock)]

@@ -152,13 +152,11 @@ class Flux(JointNetwork):
         # fmt: off
         text, mask, vector = self.embedded(condition)                      # (B, L, D), (B, L), (B, D)
         c = self.t_embedder(timestep) + vector                             # (B, D)
-        x = self.x_embedder(x.to(self.dtype))                              # (B, N, D)   N = h w
-        if self.grid_modulation is not None:
-            x = x + self.grid_modulation(c).view(x.shape)
-        x = self.inner(x, text, Context(c, text.shape[1], mask, self.positions(h, w, text.shape[1])), trace)
+        x, length = self.own_tokens(x, c), text.shape[1]                   # (B, N, D)   N = h w
+        x = self.inner(x, text, self.context(c, length, mask, self.positions(h, w, length)), trace)
         x = self.final_layer(x, c)                                         # (B, N, p p C)
         record(trace, len(self.blocks), x)
-        return unpatchify(x, h, w, self.patch)                             # (B, C, H, W)
+        return unpatchify(self.whole(x), h, w, self.patch)                 # (B, C, H, W)
         # fmt: on
 
     def check_timestep(self, timestep: Tensor) -> None:

@@ -13,7 +13,7 @@ from ditlab.backbones.any_size import ONE_VALUE
 from ditlab.backbones.base import Backbone, Embedders, Modulation
 from ditlab.backbones.dit_blocks import FinalLayer
 from ditlab.backbones.layers import PatchEmbed, TimestepEmbedder, initialize_linears, last_linear, set_to_zero
-from ditlab.backbones.mmdit_blocks import VectorEmbedder
+from ditlab.backbones.mmdit_blocks import Context, StreamAttention, VectorEmbedder
 from ditlab.backbones.routing import record, routed
 from ditlab.backbones.text import TextEmbedder, checked
 from ditlab.core.errors import InputError
@@ -64,6 +64,14 @@ class JointNetwork(Backbone):
         return "" if self.grid_modulation is None else ONE_VALUE
 
     @property
+    def undivided(self) -> str:
+        return ""
+
+    @property
+    def exchanging(self) -> list[nn.Module]:
+        return [module for module in self.modules() if isinstance(module, StreamAttention)]
+
+    @property
     def tokens(self) -> int:
         return self.grid[0] * self.grid[1] + self.joined
 
@@ -108,6 +116,22 @@ class JointNetwork(Backbone):
         tokens = checked(condition, self.text)
         vector = 0.0 if self.y_embedder is None else self.y_embedder(condition.pooled)
         return self.context_embedder(tokens.to(self.dtype)), condition.mask, vector
+
+    def own_tokens(self, x: Tensor, c: Tensor) -> Tensor:
+        """Embed an image (B, C, H, W) as the tokens of this process (B, N, D), for a condition (B, D)."""
+        x = self.x_embedder(self.own_patches(x.to(self.dtype), self.patch))
+        if self.grid_modulation is None:
+            return x
+        return x + self.own_part(self.grid_modulation(c).unflatten(1, (-1, x.shape[2])))
+
+    def context(self, c: Tensor, length: int, mask: Tensor | None, rotation: Tensor | None = None) -> Context:
+        """Return what the blocks receive besides the tokens, see `Context`; the rotary positions are those of all."""
+        if self.token_share is None:
+            return Context(c, length, mask, rotation)
+        if rotation is not None:
+            count = rotation.shape[1] - length
+            rotation = torch.cat([self.own_part(rotation[:, :count]), rotation[:, count:]], dim=1)
+        return Context(c, length, mask, rotation, self.token_share._replace(common=length))
 
     def inner(self, x: Tensor, *context: Any) -> Tensor:
         """Pass image tokens (B, N, D) through all blocks; feature caching skips them."""

@@ -5,7 +5,7 @@ Attributes are named as in the official DiT checkpoints (`qkv`, `proj`, `fc1`, .
 
 import math
 from collections.abc import Iterable
-from typing import NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 from ditlab.backbones.positions import rotated
 from ditlab.core.errors import InputError
+
+if TYPE_CHECKING:  # it calls `attend`
+    from ditlab.backbones.token_share import TokenShare
 
 FREQUENCIES = 256  # width of the sinusoidal timestep embedding, half cosines and half sines
 LONGEST = 1024  # largest number of keys for which attention weights are stored for the backward pass
@@ -91,6 +94,9 @@ class Attention(nn.Module):
         rotation: rotary positions (2, N, D / heads), see `rotations`; None is none.
     """
 
+    token_share: "TokenShare | None" = None
+    """The part of the tokens that this process computes; None is all."""
+
     def __init__(
         self, width: int, heads: int, qk_norm: bool = False, qkv_bias: bool = True, rotation: Tensor | None = None
     ) -> None:
@@ -117,6 +123,8 @@ class Attention(nn.Module):
     def mix(self, qkv: Tensor, where: Tensor | Where | None = None, mask: Tensor | None = None) -> Tensor:
         """Compute the outputs (B, N, heads, d) of all or some heads, from their q, k and v (B, N, 3 heads d)."""
         q, k, v = self.queries_keys_values(qkv, where)
+        if self.token_share is not None:
+            return self.token_share.attend(q, k, v, mask).transpose(1, 2)
         return attend(q, k, v, mask=mask).transpose(1, 2)
 
     def queries_keys_values(self, qkv: Tensor, where: Tensor | Where | None) -> tuple[Tensor, Tensor, Tensor]:

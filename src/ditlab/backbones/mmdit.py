@@ -18,7 +18,7 @@ from ditlab.backbones.layers import (
     check_positive,
     unpatchify,
 )
-from ditlab.backbones.mmdit_blocks import Context, JointBlock
+from ditlab.backbones.mmdit_blocks import JointBlock
 from ditlab.backbones.positions import sincos_positions, sincos_table, table_of
 from ditlab.backbones.routing import record
 from ditlab.backbones.text import text_shape
@@ -172,13 +172,11 @@ class MMDiT(JointNetwork):
         # fmt: off
         text, mask, vector = self.embedded(condition)                      # (B, L, D), (B, L), (B, D)
         c = self.t_embedder(timestep) + vector                             # (B, D)
-        x = self.x_embedder(x.to(self.dtype)) + self.positions(h, w)       # (B, N, D)   N = h w
-        if self.grid_modulation is not None:
-            x = x + self.grid_modulation(c).view(x.shape)
-        x = self.inner(x, text, Context(c, text.shape[1], mask), trace)    # (B, N, D)
+        x = self.own_tokens(x, c) + self.own_part(self.positions(h, w))    # (B, N, D)   N = h w
+        x = self.inner(x, text, self.context(c, text.shape[1], mask), trace)  # (B, N, D)
         x = self.final_layer(x, c)                                         # (B, N, p p C)
         record(trace, len(self.joint_blocks), x)
-        return unpatchify(x, h, w, self.patch)                             # (B, C, H, W)
+        return unpatchify(self.whole(x), h, w, self.patch)                 # (B, C, H, W)
         # fmt: on
 
     def positions(self, h: int, w: int) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ditlab.backbones.layers import Mlp, RMSNorm, attend, modulate, norm
 from ditlab.backbones.positions import rotated
+from ditlab.backbones.token_share import TokenShare
 
 
 class Context(NamedTuple):
@@ -22,6 +23,7 @@ class Context(NamedTuple):
     length: int  # number of text tokens, which come after the image tokens
     mask: Tensor | None  # (B, L), true for text tokens that count; None if all do
     rotation: Tensor | None = None  # (2, N + L, D / heads), rotary positions of image and text; None is none
+    share: TokenShare | None = None  # the part of the image tokens that this process computes; None is all
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, where: Tensor | None = None) -> Tensor:
         """Attention over image and text, with queries, keys and values (B, heads, N + L, D / heads) -> (B, N + L, D).
@@ -33,7 +35,8 @@ class Context(NamedTuple):
             table = self.rotation if where is None else self.rotation[:, where][:, :, None]
             q, k = rotated(q, table.to(q.dtype)), rotated(k, table.to(k.dtype))
         mask = None if self.mask is None else F.pad(self.mask, (k.shape[2] - self.length, 0), value=True)[:, None, None]
-        return attend(q, k, v, mask=mask).transpose(1, 2).flatten(2)
+        compute = attend if self.share is None else self.share.attend
+        return compute(q, k, v, mask=mask).transpose(1, 2).flatten(2)
 
 
 class UnusedNorm(nn.Module):
@@ -55,6 +58,9 @@ class StreamAttention(nn.Module):
         last: whether the stream ends here, so that its queries and outputs are not needed.
     """
 
+    token_share: TokenShare | None = None
+    """The part of the tokens that this process computes; None is all."""
+
     def __init__(self, width: int, heads: int, qk_norm: bool, last: bool = False) -> None:
         super().__init__()
         self.heads = heads
@@ -71,7 +77,8 @@ class StreamAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend among the tokens (B, N, D) of this stream only."""
-        return self.output(attend(*self.split(x)).transpose(1, 2).flatten(2))
+        compute = attend if self.token_share is None else self.token_share.attend
+        return self.output(compute(*self.split(x)).transpose(1, 2).flatten(2))
 
     def output(self, attended: Tensor) -> Tensor:
         """Project what attention found (B, N, D)."""

@@ -7,7 +7,7 @@ does nothing before training (Bertasius et al., "Is Space-Time Attention All You
 `ditlab.backbones.video`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -151,16 +151,34 @@ class VideoDiT(FrameConditioned):
         self.check_clip(x)
         frames, grid = x.shape[2], self.grid_at(x.shape[2:])
         c = self.condition(timestep, condition, frames)  # (B, T', D)
+        c = c if c.shape[1] == 1 else self.own_part(c)
         if frames < self.patch_frames:
             x = x.expand(-1, -1, self.patch_frames, -1, -1)
         # fmt: off
-        x = self.x_embedder(x.to(self.dtype))                                      # (B, T N, D)
-        x = x if self.pos_embed is None else x + self.places(grid)
+        x = self.x_embedder(self.own_part(x.to(self.dtype), 2))                    # (B, T N, D)
+        x = x if self.pos_embed is None else x + self.own_part(self.places(grid))
         x = self.inner(x, c, grid, trace)                                          # (B, T N, D)
-        x = self.final_layer(x, c, grid.frames)                                    # (B, T N, q p p C)
+        x = self.final_layer(x, c, self.own_frames(grid))                          # (B, T N, q p p C)
         record(trace, len(self.blocks), x)
-        return assembled(x, grid, self.patch_frames, self.patch)[:, :, :frames]    # (B, C, T, H, W)
+        x = assembled(self.whole(x), grid, self.patch_frames, self.patch)          # (B, C, T, H, W)
+        return x[:, :, :frames]
         # fmt: on
+
+    @property
+    def undivided(self) -> str:
+        return ""
+
+    @property
+    def exchanging(self) -> list[nn.Module]:
+        # Processes share the frames of a clip, so that attention within a frame needs no other process.
+        return [block.get_submodule("attn" if self.full else "time_attn") for block in self.blocks]
+
+    def divided(self, size: Sequence[int]) -> tuple[int, str]:
+        return self.grid_at(size).frames, "frame"
+
+    def own_frames(self, grid: Grid) -> int:
+        """Return the number of frames of tokens that this process computes."""
+        return grid.frames if self.token_share is None else grid.frames // self.token_share.world
 
     def places(self, grid: Grid) -> Tensor:
         """Return the positions of DiT for all tokens (1, T N, D)."""
@@ -181,9 +199,10 @@ class VideoDiT(FrameConditioned):
     def inner(self, x: Tensor, *context: Any) -> Tensor:
         """Pass tokens (B, T N, D) through all blocks; feature caching skips them."""
         c, grid, trace = context
-        tables = self.tables(grid)
+        over_frames, *within = self.tables(grid)
+        tables, frames = (self.own_part(over_frames), *within), self.own_frames(grid)
         for i, block in enumerate(self.blocks):
-            x = block(x, c, grid.frames, *tables)  # (B, T N, D)
+            x = block(x, c, frames, *tables)  # (B, T N, D)
             record(trace, i, x)
         return x
 

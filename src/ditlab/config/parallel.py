@@ -14,6 +14,8 @@ class Parallel:
     shard: Literal["none", "full", "hybrid"] = "none"
     """none: all weights in every process (DDP); full: sharded over all processes (FSDP2); hybrid: sharded within each
     node (HSDP)."""
+    sequence: Whole = setting(1, at_least=1)
+    """Sequence parallelism: number of processes that share the tokens of each image."""
     checkpointing: bool = False
     """Activation checkpointing: recompute the blocks in the backward pass instead of storing their activations."""
     accumulate: Whole = setting(1, at_least=1)

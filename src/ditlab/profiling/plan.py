@@ -224,7 +224,8 @@ def plan(recipe: Recipe, device: str = "", devices: int = 1, *, timed: bool = Tr
     """
     check_recipe(recipe)
     machine = machine_of(recipe, device, devices)
-    batch = Place(torch.device("cpu"), 0, devices).share(recipe.train.batch, recipe.parallel.accumulate)
+    place = Place(torch.device("cpu"), 0, devices).in_sequence(recipe.parallel.sequence)
+    batch = place.share(recipe.train.batch, recipe.parallel.accumulate)
     subject = subject_of(recipe, shape)
     recipe = subject.recipe
     cost = measure(subject.make)

@@ -136,7 +136,8 @@ def with_moments(recipe: Recipe, moments: Any) -> Recipe:
 
 def fit_of(question: Question, recipe: Recipe, held: Held, sizes: Sizes) -> Fit | None:
     """How a run fits with these settings, with as few parts of a batch as possible; None if it does not."""
-    parallel, share = recipe.parallel, -(-recipe.train.batch // question.devices)
+    parallel, teams = recipe.parallel, question.devices // recipe.parallel.sequence
+    share = -(-recipe.train.batch // teams)
     two, four = (sizes(*of_blocks(recipe), batch) for batch in (2, 4))
 
     def of(count: int) -> tuple[float, ActivationSizes]:
@@ -145,7 +146,7 @@ def fit_of(question: Question, recipe: Recipe, held: Held, sizes: Sizes) -> Fit 
         return peak(parts_with(parts, held, question.devices, "cuda", line)), line
 
     accumulate = next((n for n in range(1, share + 1) if of(-(-share // n))[0] <= question.usable), None)
-    if accumulate is None or recipe.train.batch // question.devices < accumulate:
+    if accumulate is None or recipe.train.batch // teams < accumulate:
         return None
     at_once = -(-share // accumulate)
     memory, line = of(at_once)

@@ -21,7 +21,7 @@ from ditlab.diffusion.process import make_process
 from ditlab.diffusion.times import TIMES
 from ditlab.inference.given import SHARES
 from ditlab.inference.pipeline import Pipeline
-from ditlab.training.aids import AIDS
+from ditlab.training.aids import AIDS, Aid
 from ditlab.training.context import TrainingContext
 from ditlab.training.objectives import OBJECTIVES
 from ditlab.training.parallel import Place
@@ -224,7 +224,7 @@ def check_shares(buckets: Buckets, recipe: Recipe, place: Place) -> None:
     Raises:
         InputError: they cannot.
     """
-    parts = place.world * recipe.parallel.accumulate
+    parts = place.teams * recipe.parallel.accumulate
     sizes = buckets.batches(recipe.train.batch)
     if any(size % parts for size in sizes):
         raise InputError(
@@ -281,6 +281,24 @@ def check_exits(recipe: Recipe, pipe: Pipeline) -> None:
         raise InputError(
             "parallel.shard needs every block in every process, and early exits skip blocks; omit one of them"
         )
+
+
+def check_sequence(run: TrainingContext, place: Place, dataset: Dataset) -> None:
+    """Check that processes can share the tokens of images of all sizes, as `parallel.sequence` says.
+
+    Raises:
+        InputError: they cannot, or an aid needs all tokens.
+    """
+    if place.sequence == 1:
+        return
+    sizes = [] if dataset.buckets is None else dataset.buckets.sizes
+    run.net.check_sharing(place.sequence, [run.autoencoder.latent_shape(dataset.channels, size)[1] for size in sizes])
+    for aid in run.aids:
+        if aid.taps or type(aid).prepare is not Aid.prepare:
+            raise InputError(
+                f"parallel.sequence is {place.sequence}, and {aid.one_size or type(aid).__name__} needs all "
+                "tokens in one process; omit one of them"
+            )
 
 
 def check_given(recipe: Recipe, net: Backbone) -> None:

@@ -29,8 +29,10 @@ def divide_batch(job: Job) -> None:
     """Choose the number of parts in which each process computes its images of a batch.
 
     Raises:
-        InputError: a process would have fewer images than parts.
+        InputError: a process would have fewer images than parts, or the processes cannot share tokens.
     """
+    if not left_alone(job.place):
+        job.place = job.place.in_sequence(job.recipe.parallel.sequence)
     place, batch = job.place, job.recipe.train.batch
     job.parts = job.recipe.parallel.accumulate
     job.processes = {"count": place.world, "at_once": place.share(batch, job.parts)}
@@ -42,8 +44,8 @@ def divide_batch(job: Job) -> None:
             f"{place.world} of {counted(before['count'], 'process')} are left; each computes its images of a batch in "
             f"{counted(job.parts, 'part')}"
         )
-    if batch % place.world:
-        low = batch // place.world
+    if batch % place.teams:
+        low = batch // place.teams
         job.say(f"{counted(place.world, 'process')} share a batch of {batch}: {low} or {low + 1} images each")
 
 

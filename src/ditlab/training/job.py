@@ -66,7 +66,7 @@ class Job:
 
     def images_in(self, batch: Batch) -> int:
         """Number of images of all processes in the batch of which this process has a part."""
-        return self.recipe.train.batch if self.dataset.buckets is None else self.place.world * len(batch)
+        return self.recipe.train.batch if self.dataset.buckets is None else self.place.teams * len(batch)
 
     @property
     def finished(self) -> bool:
@@ -94,6 +94,11 @@ class Job:
     def skipped_images(self) -> Path:
         """File in which this process lists images that cannot be read."""
         return self.folder.folder / ("skipped.csv" if self.place.first else f"skipped-{self.place.rank}.csv")
+
+    @property
+    def steps_alone(self) -> bool:
+        """Whether each process can take a step without the others, which is needed to time it."""
+        return not self.state.sharded and self.place.sequence == 1
 
     def say(self, line: str) -> None:
         """Print a line on the console."""

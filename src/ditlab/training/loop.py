@@ -149,12 +149,12 @@ class Steps:
         place, parts = self.job.place, self.job.parts
         total = self.job.images_in(batch)
         first = place.rows(total).start
-        losses = backward(self.job.run, batch, state.seen, first, parts, self.dtype, place.world, total)
+        losses = backward(self.job.run, batch, state.seen, first, parts, self.dtype, place.teams, total)
         self.job.place.average_gradients(state.further.parameters())  # those of the network are exchanged already
         norm = whole(torch.nn.utils.clip_grad_norm_(state.parameters(), recipe.optim.clip or float("inf")))
         if norm.isfinite():
             take_step(state, rate)
-            state.tally.add(losses, norm if self.job.place.first else None)
+            state.tally.add(losses if place.leads else losses.uncounted(), norm if place.first else None)
         else:
             skip_step(self.job, losses)
         state.seen += total

@@ -34,6 +34,11 @@ class Losses:
         """The sum of all losses (B,), which is minimized."""
         return reduce(operator.add, self.named.values())
 
+    def uncounted(self) -> "Losses":
+        """The losses of no image, with the same names, in a process whose images another one counts."""
+        times = None if self.times is None else self.times[:0]
+        return Losses({name: value[:0] for name, value in self.named.items()}, times)
+
 
 def make_context(pipe: Pipeline, recipe: Recipe, dataset: Dataset | None = None) -> TrainingContext:
     """The training context of a model, with the objective and the aids of the recipe, after their setup.
@@ -97,7 +102,7 @@ def backward(
         first: position of the first image of this process in the batch of all processes.
         parts: number of parts that are computed one after the other; their sizes differ by one image at most.
         dtype: precision of the network.
-        world: number of processes.
+        world: number of parts of the batch of all processes.
         total: images of the batch of all processes; None is the batch size of the recipe.
     """
     computed = []

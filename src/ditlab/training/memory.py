@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ditlab.backbones import Backbone
+from ditlab.backbones.token_share import TokenShare
 from ditlab.config.sections import Recipe
 from ditlab.core.device import free_memory, peak_memory, total_memory
 from ditlab.core.errors import InputError
@@ -184,7 +185,7 @@ def advice(recipe: Recipe, needed: float, capacity: float, batch: int, largest: 
         )
     if largest >= 1:
         parts = recipe.parallel.accumulate * -(-batch // largest)
-        while recipe.train.batch % (parts * devices):
+        while recipe.train.batch % (parts * (devices // recipe.parallel.sequence)):
             parts += 1
         lines.append(f"parallel.accumulate = {parts} processes the batch in parts")
     if devices > 1 and recipe.parallel.shard == "none":
@@ -283,6 +284,8 @@ class Activations:
         """The network with a change, and what it keeps as `kept_tensors` counts it."""
         with torch.device("meta"):
             net = self.make().train()
+            if self.recipe is not None and self.recipe.parallel.sequence > 1:
+                net.share_tokens(TokenShare(0, self.recipe.parallel.sequence))
             inputs = net.example(self.batch)
         trace = None if self.recipe is None else example_trace(net, self.batch, self.recipe)
         change(net)

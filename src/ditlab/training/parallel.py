@@ -1,4 +1,5 @@
-"""Distributed training: the place of each process in a run, data parallelism (DDP) and sharding (FSDP2).
+"""Distributed training: the place of each process in a run, data parallelism (DDP), sharding (FSDP2), and sequence
+parallelism (`ditlab.backbones.token_share`).
 
 A launcher (torchrun, Slurm, Kubernetes) starts the processes; without a launcher there is a single process, which does
 not communicate. As in torchtitan, activation checkpointing and compilation come before DDP or FSDP2.
@@ -24,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from ditlab.backbones import Backbone
+from ditlab.backbones.token_share import TokenShare
 from ditlab.config.parallel import Parallel
 from ditlab.core.device import pick_device, process_place
 from ditlab.core.errors import InputError, RunError
@@ -41,11 +43,40 @@ class Place:
     rank: int = 0
     world: int = 1
     group: Any = None  # the processes that exchange values; None is all processes of the run
+    sequence: int = 1  # processes with consecutive ranks that compute the same images, and share their tokens
 
     @property
     def first(self) -> bool:
         """Whether this is the process that writes files and prints."""
         return self.rank == 0
+
+    @property
+    def teams(self) -> int:
+        """The number of parts into which a batch is divided among processes."""
+        return self.world // self.sequence
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process counts the images of its part of a batch, among those that compute the same."""
+        return self.rank % self.sequence == 0
+
+    def in_sequence(self, count: int) -> "Place":
+        """The same place if `count` processes share the tokens of each image.
+
+        Raises:
+            InputError: the processes cannot be divided in this way.
+        """
+        if self.world % count:
+            raise InputError(
+                f"parallel.sequence is {count}, which does not divide {counted(self.world, 'process')}; start {count} "
+                f"or a multiple with torchrun, or omit parallel.sequence"
+            )
+        return replace(self, sequence=count)
+
+    def token_share(self) -> TokenShare:
+        """This process's part of the tokens of each image; all processes must call."""
+        mesh = init_device_mesh(self.device.type, (self.teams, self.sequence), mesh_dim_names=("images", "tokens"))
+        return TokenShare(self.rank % self.sequence, self.sequence, mesh.get_group("tokens"))
 
     def share(self, batch: int, parts: int) -> int:
         """The most images that a process computes at a time.
@@ -57,17 +88,19 @@ class Place:
         Raises:
             InputError: a process would have fewer images than parts.
         """
-        if batch // self.world < parts:
+        if batch // self.teams < parts:
+            groups = f" ({self.sequence} for each image)" if self.sequence > 1 else ""
             raise InputError(
-                f"a batch of {batch} cannot be shared among {counted(self.world, 'process')} in "
-                f"{counted(parts, 'part')}; set train.batch to {self.world * parts} or more, or use fewer processes or "
+                f"a batch of {batch} cannot be shared among {counted(self.world, 'process')}{groups} in "
+                f"{counted(parts, 'part')}; set train.batch to {self.teams * parts} or more, or use fewer processes or "
                 "a lower parallel.accumulate"
             )
-        return math.ceil(math.ceil(batch / self.world) / parts)
+        return math.ceil(math.ceil(batch / self.teams) / parts)
 
     def rows(self, batch: int) -> slice:
-        """The rows of a batch that this process computes; the parts of two processes differ by one row at most."""
-        return slice(batch * self.rank // self.world, batch * (self.rank + 1) // self.world)
+        """The rows of a batch that this process computes; different parts differ by one row at most."""
+        team = self.rank // self.sequence
+        return slice(batch * team // self.teams, batch * (team + 1) // self.teams)
 
     def apart(self, seconds: int) -> "Place":
         """The same place with a connection of its own, for a thread beside the training; all processes must call.

@@ -35,6 +35,7 @@ from ditlab.training.checks import (
     check_given,
     check_offload,
     check_sampling,
+    check_sequence,
     check_shares,
 )
 from ditlab.training.elastic import PROCESSES, divide_batch, left_alone
@@ -185,6 +186,7 @@ def make_run(job: Job) -> None:
     job.run = make_context(job.pipe, job.recipe, job.dataset)
     job.run.several_sizes = job.dataset.buckets is not None
     check_aids(job.run)
+    check_sequence(job.run, job.place, job.dataset)
     if job.captions is not None and isinstance(job.pipe.conditioner, Text):
         job.run.captions = CaptionConditions.encode(
             job.captions, job.pipe.conditioner, job.recipe.data.text_cache, job.say
@@ -231,11 +233,14 @@ def start_average(job: Job) -> None:
 
 
 def spread_memory(job: Job) -> None:
-    """Enable activation checkpointing, then sharding, in the order that FSDP2 requires.
+    """Share tokens, enable activation checkpointing, then sharding, in the order that FSDP2 requires.
 
-    Both come before the optimizer, which must hold the sharded parameters.
+    Sharding comes before the optimizer, which must hold the sharded parameters. Previews do not share tokens, because
+    each process generates other images.
     """
     settings = job.recipe.parallel
+    if job.place.sequence > 1:
+        job.net.share_tokens(job.place.token_share())
     if settings.checkpointing:
         keep_inputs_only(job.net)
     if "activations" in settings.offload:
@@ -278,7 +283,7 @@ def fitting_precision(job: Job) -> str:
     """
     settings, state, device = job.recipe.train, job.state, job.place.device
     chosen = state.precision or (settings.precision if settings.precision != "auto" else "")
-    if not chosen and state.sharded:
+    if not chosen and not job.steps_alone:
         chosen = quick_precision(job.net.matrix_width, device)
     share = job.place.share(settings.batch, job.parts)
     try:
@@ -340,7 +345,7 @@ def choose_precision(job: Job) -> None:
     """Choose the precision by timing steps. This comes before compiling, which depends on the precision."""
     state, settings, device = job.state, job.recipe.train, job.place.device
     if not state.precision:
-        chosen = probe(job.trial, job.net, alone=not state.sharded) if settings.precision == "auto" else None
+        chosen = probe(job.trial, job.net, alone=job.steps_alone) if settings.precision == "auto" else None
         state.precision = job.place.agree(chosen or settings.precision)
     processes = f", {job.place.world} processes" if job.place.world > 1 else ""
     job.say(f"training {job.net.config['name']} on {device} in {state.precision}{processes}")
@@ -362,7 +367,7 @@ def compile_network(job: Job) -> None:
     if state.compiled is False and settings.compile == "always":
         job.say("this run started without compiling and continues without it, so that its weights stay reproducible")
     if state.compiled is None:
-        if state.sharded:  # timing a step would need all processes
+        if not job.steps_alone:  # timing a step would need all processes
             compile_blocks = settings.compile == "always"
         else:
             remaining = (settings.images - state.seen) / settings.batch * job.parts

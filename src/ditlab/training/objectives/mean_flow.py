@@ -50,6 +50,10 @@ class MeanFlow(BuiltInGuidance):
         check_process(run)
         if guidance_range(self.settings) != (1.0, 1.0):
             check_dropout(run)
+        if run.recipe.parallel.sequence > 1:
+            raise InputError(
+                "the exchange of tokens has no forward-mode derivative, which mean-flow needs; omit parallel.sequence"
+            )
         if run.recipe.parallel.shard != "none":
             raise InputError(
                 "sharded weights have no forward-mode derivative, which mean-flow needs; omit parallel.shard"
