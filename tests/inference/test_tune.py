@@ -122,6 +122,6 @@ def test_a_schedule_is_sampled_with_the_caching_for_which_it_was_tuned(tmp_path)
             pipe.resolve(schedule=str(file), **options, **words)
         name = given.split()[0]
         assert str(error.value) == (
-            f"{given}, but {file} was tuned for reuse 2; leave {name} out, or tune a schedule without feature caching "
-            "(ditlab tune --steps)"
+            f"{given}, but {file} was tuned for reuse 2; leave {name} out, or give a schedule that was tuned "
+            "without feature caching, as ditlab tune does without a budget"
         )
