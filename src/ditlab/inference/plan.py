@@ -154,10 +154,9 @@ def resolve(
             file = ScheduleFile.named(values["schedule"])
             times, size_shift = pick_times(values, explicit, objective, tokens, size_shift, file)
     scale, interval = number(values["guidance"], "guidance"), pair(values["guidance_interval"])
-    if not conditional:
-        if explicit.get("guidance", 1.0) != 1.0:
-            raise InputError(f"guidance {scale:g} on an unconditional model; leave it out or give a guide model")
-        scale = 1.0
+    if not conditional and explicit.get("guidance", 1.0) != 1.0:
+        raise InputError(f"guidance {scale:g} on an unconditional model; leave it out or give a guide model")
+    scale = scale if conditional else 1.0
     if (channels := values.get("guidance_channels")) is not None:
         channels = whole(channels, "guidance_channels")
     check_guidance(scale, interval, channels)
