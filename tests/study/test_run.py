@@ -425,6 +425,7 @@ def test_names_of_points_cover_no_other_name():
     figure, place = pyplot.subplots(figsize=(6, 4), layout="constrained")
     apart = {"the first": (0.0, 0.0), "the second": (0.01, 0.0), "the third": (1.0, 1.0)}
     place.scatter(*zip(*apart.values(), strict=True))
+    place.set_ylim(-0.5, 1.5)
     assert name_points(apart, place)
     figure.canvas.draw()
     boxes = [text.get_window_extent() for text in place.texts]
