@@ -25,5 +25,5 @@ def test_the_options_reach_the_call(ditlab, called):
 def test_bad_input_is_one_line(ditlab, tmp_path):
     line = ditlab("distill", tmp_path / "none", tmp_path / "out", code=2).err
     assert line.count("\n") == 1
-    assert line.startswith(f"ditlab: no model at {tmp_path / 'none'}; give a model folder")
+    assert line.startswith(f"ditlab: no model at {tmp_path / 'none'}, which does not exist; give a model folder")
     assert "steps" in ditlab("distill", "a", "b", "--steps", "0", code=2).err

@@ -17,12 +17,12 @@ def here(tmp_path, monkeypatch):
     ("words", "line"),
     [
         ("watch runs/dmeo", "no run at runs/dmeo; did you mean runs/demo?"),
-        ("watch nothing", "no run at nothing; give the folder of a run"),
+        ("watch nothing", "no run at nothing, which does not exist; give the folder of a run"),
         ("watch photos", "photos is not a training run: there is no recipe.toml; give the folder of a run"),
         ("sample runs/dmeo", "no model at runs/dmeo; did you mean runs/demo?"),
         (
             "sample runs/other",
-            "no model at runs/other; give a model folder (with config.json) or a run folder",
+            "no model at runs/other, which does not exist; give a model folder (with config.json) or a run folder",
         ),
         ("evaluate runs/dmeo --reference digits", "no model at runs/dmeo; did you mean runs/demo?"),
         ("sweep runs/dmeo --reference digits --try-steps 1 2", "no model at runs/dmeo; did you mean runs/demo?"),
@@ -40,6 +40,13 @@ def here(tmp_path, monkeypatch):
         (
             "encode digits --autoencoder autoencoders/smal --out x",
             "no autoencoder at autoencoders/smal; did you mean autoencoders/",
+        ),
+        ("sample photos", "no model at photos; give a model folder (with config.json) or a run folder"),
+        ("distill runs/dmeo x", "no model at runs/dmeo; did you mean runs/demo?"),
+        ("distill models/teacher.safetensors x", "no model at models/teacher.safetensors, which does not exist; give"),
+        (
+            "train digits --out x --data.autoencoder vae/vae.safetensors",
+            "no autoencoder at vae/vae.safetensors, which does not exist; give its folder, its file or a hub id",
         ),
         ("train my.tmol --out x", 'no recipe "my.tmol"; did you mean my.toml?'),
         ("plan my.tmol", 'no recipe "my.tmol"; did you mean my.toml?'),

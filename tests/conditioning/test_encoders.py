@@ -134,7 +134,7 @@ def test_another_encoder_is_one_line(places, tmp_path):
     with pytest.raises(InputError, match=line):
         conditioner.encode(["a red apple"])
     missing = create_conditioner("text", encoder=config | {"model": str(tmp_path / "gone")})
-    with pytest.raises(InputError, match=r"there is no text encoder .*gone; download it, or give its folder"):
+    with pytest.raises(InputError, match=r"no text encoder at .*gone, which does not exist; download"):
         missing.encode(["a red apple"])
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/config.json").write_text("{}")
@@ -156,13 +156,29 @@ def test_a_name_that_the_hub_does_not_have_is_one_line_after_one_request(tmp_pat
         Pretrained.open("nobody/has-this")
     assert str(caught.value) == (
         "the text encoder nobody/has-this is no folder, and cannot be downloaded from the hub (no connection); give "
-        "the folder of an encoder on this machine"
+        "the folder of a text encoder on this machine"
     )
     assert requests == ["nobody/has-this"]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "encoders/minilm").mkdir(parents=True)
     with pytest.raises(InputError, match=r"\(no connection\); did you mean encoders/minilm\?"):
-        Pretrained.open("encoders/miniln")
+        Pretrained.open("encodres/minilm")
+    asked = len(requests)
+    for path, line in (
+        ("encoders/miniln", "no text encoder at encoders/miniln; did you mean encoders/minilm?"),
+        ("./gone", "no text encoder at gone, which does not exist; download the text encoder, or give"),
+        ("../gone", "no text encoder at ../gone, which does not exist; download"),
+        ("gone/clip.safetensors", "no text encoder at gone/clip.safetensors, which does not exist; download"),
+    ):
+        with pytest.raises(InputError) as caught:
+            Pretrained.open(path)
+        assert str(caught.value).startswith(line)
+    with pytest.raises(InputError) as caught:
+        SD3.for_captions(["a"], {"model": "gone/sd3"})  # whose folders would have the form of hub ids
+    assert str(caught.value) == (
+        "no pipeline with a text_encoder at gone/sd3, which does not exist; give a pipeline folder of diffusers"
+    )
+    assert len(requests) == asked  # paths are not looked for on the hub
     monkeypatch.setattr(hub, "try_to_load_from_cache", lambda name, file: str(tmp_path / file))
     assert pretrained.source("nobody/has-that") == str(tmp_path)  # an earlier download
 

@@ -33,8 +33,7 @@ from ditlab.data.npz import map_array
 from ditlab.data.preprocess import Preprocess, to_rgb
 from ditlab.data.sources import Unreadable, open_source
 from ditlab.data.survey import survey
-from ditlab.diffusion.process import Linear
-from ditlab.diffusion.samplers.grids import read_grid
+from ditlab.diffusion.samplers.grids import ScheduleFile
 
 QUIET = Console(quiet=True)
 
@@ -318,7 +317,7 @@ def test_many_schedules(tmp_path):
     grids = {str(i): [] for i in range(2, 20_000)}
     file.write_text(json.dumps({"process": {"name": "linear"}, "sampler": "heun", "grids": grids}))
     with pytest.raises(InputError) as error:
-        read_grid(file, Linear(), 1, 1.0)
+        ScheduleFile.read(str(file)).times(1)
     listed = ", ".join(str(i) for i in range(2, 102))
     assert str(error.value) == f"{file} has no schedule of 1 step; it has {listed}, ... (19,998 in all)"
 

@@ -63,6 +63,8 @@ def test_files_are_trajectories(folder):
     assert batch.labels.tolist() == [0] * 4 + [1] * 7
     assert batch.x.mean().abs() < 1e-6  # standardized
     lines = Summary.of(data, "fields").lines()
+    assert lines[0].startswith("data: fields: 11 pairs of 4x6 pixels, RGB, float32")
+    assert lines[1] == "conditions: 2 classes from folders, 4 to 7 pairs each (burgers, heat)"
     assert any("of 3 trajectories of 4 to 5 states" in line for line in lines)
     assert "left out: no trajectory (.npy, .npz): 1 (notes.txt)" in lines
     assert data.stamps().names[:2] == ["burgers/a.npy:0", "burgers/a.npy:1"]

@@ -6,8 +6,9 @@ from helpers import smooth, tiny_pipeline
 from rich.console import Console
 
 from ditlab.core.errors import InputError
+from ditlab.core.formats import read_object
 from ditlab.diffusion.process import DDPM, Linear
-from ditlab.diffusion.samplers import time_grid
+from ditlab.diffusion.samplers import grids, time_grid
 from ditlab.inference import tune_budget
 from ditlab.inference.optimize.reuse import Reuse
 from ditlab.inference.tune import FINE, STARTS, Tuned, final, fine_images, tune, write_schedules
@@ -105,7 +106,7 @@ def test_a_file_of_grids_belongs_to_its_process(tmp_path):
         time_grid(str(file), Linear(), 4)
 
 
-def test_a_schedule_is_sampled_with_the_caching_for_which_it_was_tuned(tmp_path):
+def test_a_schedule_is_sampled_with_the_caching_for_which_it_was_tuned(tmp_path, monkeypatch):
     pipe, file = smooth(tiny_pipeline()), tmp_path / "schedules.json"
     times = [1.0, 0.7, 0.4, 0.1, 0.0]
     write_schedules(file, pipe, "euler", {4: Tuned(times, 0.0, 0.0)}, 2)
@@ -116,12 +117,19 @@ def test_a_schedule_is_sampled_with_the_caching_for_which_it_was_tuned(tmp_path)
     assert made.settings[0]["settings"]["reuse"] == 2
     whole = pipe(0, schedule=torch.tensor(times, dtype=torch.float64), output_type="latent", **options)
     assert not torch.equal(made.images, whole.images)
-    assert pipe.resolve(schedule=str(file), reuse=Reuse(2), **options).options.reuse == 2
+    reads = []
+    monkeypatch.setattr(grids, "read_object", lambda path: reads.append(path) or read_object(path))
+    plan = pipe.resolve(schedule=str(file), reuse=Reuse(2), **options)
+    assert plan.options.reuse == 2
+    file.write_text("overwritten later")
+    assert plan.schedule == times  # those that were used
+    assert reads == [file]
+    write_schedules(file, pipe, "euler", {4: Tuned(times, 0.0, 0.0)}, 2)
     for words, given in (({"reuse": 3}, "reuse is 3"), ({"reuse_error": 0.1}, "reuse_error is 0.1")):
         with pytest.raises(InputError) as error:
             pipe.resolve(schedule=str(file), **options, **words)
         name = given.split()[0]
         assert str(error.value) == (
-            f"{given}, but {file} was tuned for reuse 2; leave {name} out, or tune a schedule without feature caching "
-            "(ditlab tune --steps)"
+            f"{given}, but {file} was tuned for reuse 2; leave {name} out, or give a schedule that was tuned "
+            "without feature caching, as ditlab tune does without a budget"
         )

@@ -34,9 +34,11 @@ from ditlab.inference.pipeline import Pipeline
 from ditlab.server.app import create_app
 from ditlab.server.generation import Limits
 from ditlab.server.idle import Busy
-from ditlab.server.requests import PIXEL
+from ditlab.server.requests import PIXEL, GenerationRequest
 from ditlab.server.responses import model_info
 from ditlab.server.thumbnails import Thumbnails
+
+KEYS = ", ".join(GenerationRequest.model_fields)
 
 
 @pytest.fixture
@@ -220,7 +222,7 @@ class TestRejection:
             (
                 b'{"' + b"a" * 100_000 + b'": 1}',
                 422,
-                f'unknown key "{"a" * 200}"; GET /openapi.json describes all keys',
+                f'unknown key "{"a" * 200}"; choose from: {KEYS}',
             ),
             (b'{"guidance": NaN}', 422, "guidance: Input should be a finite number"),
             (

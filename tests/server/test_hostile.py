@@ -30,6 +30,8 @@ from ditlab.server.generation import Event, Limits
 from ditlab.server.hosts import Hosts, hosts_of
 from ditlab.server.requests import GenerationRequest, InspectionRequest
 
+KEYS = ", ".join(GenerationRequest.model_fields)
+
 GENERATE = "/v1/images/generations"
 JSON = {"content-type": "application/json"}
 LONG = f"bytes besides image, mask and given; the limit is {TEXT}"
@@ -256,7 +258,7 @@ class TestBodies:
             (
                 json.dumps({f"k{i}": 1 for i in range(20_000)}).encode(),
                 422,
-                'unknown key "k0"; GET /openapi.json describes all keys',
+                f'unknown key "k0"; choose from: {KEYS}',
             ),
             (b'{"n": 1, "image": ' + b" " * TEXT + b"1}", 413, f"the body has {TEXT + 20} {LONG}"),
             (b'{"seeds": [' + b"-1," * 80_000 + b"-1]}", 422, "seeds.0: Input should be greater than or equal to 0"),

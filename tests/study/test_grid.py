@@ -196,8 +196,22 @@ def test_mistakes_are_reported_before_training():
 def test_sampling_settings_of_previews_are_checked_before_training():
     student = {"train": {"objective": "halves"}, "sample": {"guidance": 1.15, "sampler": "map", "steps": 2}}
     one_step = replace(SCORE, sampler="map", guidance=1.0)
-    with pytest.raises(InputError, match=r"guidance is 1.15, but this model has guidance 1 built in; give 1"):
-        lay_out(study(Budget(images=32), {"a": student}, **{"": one_step}), {}, QUIET)
+    noise = {"sample": {"sampler": "heun", "eta": 0.5}}
+    for part, line in (
+        (
+            student,
+            'part "a": sample.guidance is 1.15, but train.objective halves builds guidance 1 into the model; set '
+            "distill.guidance to 1.15, or sample.guidance to 1",
+        ),
+        (
+            noise,
+            'part "a": the section [sample] does not suit train.objective regression: sampler heun has no eta; leave '
+            "it out or use ddim",
+        ),
+    ):
+        with pytest.raises(InputError) as error:
+            lay_out(study(Budget(images=32), {"a": part}, **{"": one_step}), {}, QUIET)
+        assert str(error.value) == line
     lay_out(
         study(
             Budget(images=32),

@@ -19,7 +19,7 @@ from ditlab.core.weights import checkpoints
 from ditlab.report.plotting import plotting
 from ditlab.study import run as running
 from ditlab.study.claims import NO_RESULTS
-from ditlab.study.plots import finish
+from ditlab.study.plots import finish, name_points
 from ditlab.study.recipe import read_study
 from ditlab.study.report import write_reports
 from ditlab.study.run import Results, run_study
@@ -417,4 +417,23 @@ def test_axes_count_large_numbers_in_k_and_m():
     shown = [{text.get_text() for text in axis.get_ticklabels()} for axis in (place.xaxis, place.yaxis)]
     assert {"2 M", "10 M"} < shown[0]
     assert {"20", "140"} < shown[1]
+    pyplot.close(figure)
+
+
+def test_names_of_points_cover_no_other_name():
+    pyplot = plotting()
+    figure, place = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    apart = {"the first": (0.0, 0.0), "the second": (0.01, 0.0), "the third": (1.0, 1.0)}
+    place.scatter(*zip(*apart.values(), strict=True))
+    place.set_ylim(-0.5, 1.5)
+    assert name_points(apart, place)
+    figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in place.texts]
+    assert [text.get_text() for text in place.texts] == [*apart]
+    assert not any(box.overlaps(other) for box in boxes for other in boxes if other is not box)
+    assert all(place.bbox.x0 <= box.x0 and box.x1 <= place.bbox.x1 for box in boxes)
+    for text in list(place.texts):
+        text.remove()
+    assert not name_points({f"point {number}": (0.5, 0.5 + number / 1000) for number in range(5)}, place)
+    assert not place.texts
     pyplot.close(figure)

@@ -17,7 +17,7 @@ from torch import Tensor
 from ditlab.autoencoders import KL, Autoencoder, create_autoencoder
 from ditlab.autoencoders.kl import autoencoder_class
 from ditlab.core.device import usable_device
-from ditlab.core.errors import InputError, nearest_path
+from ditlab.core.errors import InputError, nothing_at
 from ditlab.core.formats import interpreting
 from ditlab.core.hub import fetch
 from ditlab.core.io import MANIFEST, remove, replace_text, write_manifest
@@ -74,7 +74,7 @@ def _read(path: Path, overrides: dict[str, float]) -> Autoencoder:
     if path.is_file():
         return _from_file(path, overrides)
     if not path.exists():
-        raise InputError(f"no autoencoder at {path}; {nearest_path(path, 'give its folder, its file or a hub id')}")
+        raise nothing_at(path, "autoencoder", "give its folder, its file or a hub id")
     folder = path / "vae" if (path / "vae" / CONFIG).is_file() else path
     config = read_json(folder / CONFIG) if (model := newest_checkpoint(path)) is None else {"format": "ditlab"}
     if config.get("format") == "ditlab":

@@ -20,7 +20,7 @@ from ditlab.core.device import pick_device, process_place
 from ditlab.core.errors import InputError
 from ditlab.core.io import is_vacant
 from ditlab.core.terminal import make_console
-from ditlab.core.units import counted, noun_of
+from ditlab.core.units import counted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -140,7 +140,7 @@ def export_images(source: str, settings: Preparation, folder: Path, count: int) 
     Summary.of(dataset, source).show(screen)
     written = write_folder(dataset, folder, count)
     left_out = f"; {skipped_counts(dataset)}" if dataset.skipped else ""
-    say(f"wrote {counted(written, noun_of(dataset.size))} to {folder}{left_out}")
+    say(f"wrote {counted(written, dataset.noun)} to {folder}{left_out}")
 
 
 def inspect_images(source: str, settings: Preparation, sheet: Path | None, json: bool) -> None:
@@ -337,7 +337,7 @@ def encode_images(
         if done.entries is None
         else f"{counted(done.entries, 'entry')} in {options.upload or out}"
     )
-    what = noun_of(dataset.size)
+    what = dataset.noun
     if dataset.skipped:
         state += f"; {skipped_counts(dataset)}: {out / 'skipped.csv'}"
     speed = ""

@@ -68,6 +68,22 @@ def nearest_path(path: str | Path, remedy: str) -> str:
     return remedy
 
 
+def nothing_at(path: str | Path, what: str, remedy: str) -> InputError:
+    """The error for a path at which there is nothing of a kind, which says so if there is nothing at all.
+
+    Args:
+        path: the path.
+        what: the kind, such as "model".
+        remedy: what to give, if no existing path is similar.
+    """
+    if similar := nearest_path(path, ""):
+        return InputError(f"no {what} at {path}; {similar}")
+    with suppress(OSError):
+        if not Path(path).exists():
+            return InputError(f"no {what} at {path}, which does not exist; {remedy}")
+    return InputError(f"no {what} at {path}; {remedy}")
+
+
 def _nearest_in(folder: Path, names: tuple[str, ...]) -> Path | None:
     """The path in a folder whose names are those given, or similar ones where these do not exist."""
     if not names:

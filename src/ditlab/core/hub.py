@@ -10,6 +10,7 @@ from ditlab.core.formats import reason
 from ditlab.core.spelling import expand
 
 RUNS = "runs/"
+FILES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".json", ".npz")  # a repository is no file
 
 
 def fetch(path: str | Path, token: str | None = None, cache_dir: str | Path | None = None) -> Path:
@@ -46,10 +47,11 @@ FETCHED = ["*.json", "*.safetensors", "*merges.txt", "*.model"]  # the last two 
 def is_hub_id(text: str) -> bool:
     """Whether a text has the form "owner/name" or "owner/name@revision", and is no local path.
 
-    The folder in which runs are kept is local even if it does not exist yet.
+    The folder in which runs are kept is local even if it does not exist yet, and so are files of weights.
     """
     return (
         not text.startswith(RUNS)
+        and not text.endswith(FILES)
         and re.fullmatch(r"\w[\w.-]*/[\w.-]*\w(@[\w./-]+)?", text) is not None
         and not Path(text).parent.exists()
     )

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, load_file, save_file
 from torch import Tensor
 
-from ditlab.core.errors import InputError, nearest_path
+from ditlab.core.errors import InputError, nothing_at
 from ditlab.core.formats import interpreting, read_object, reason
 from ditlab.core.io import MANIFEST, WINDOWS, damage, moved_aside, replacing
 from ditlab.core.sizes import check_archive, check_regular, most_bytes
@@ -212,9 +212,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         if (aside := moved_aside(folder)) is not None:
             raise InputError(f"saving {folder} was interrupted; rename {aside}, the earlier model, to it") from None
-        raise InputError(
-            f"no model at {folder}; {nearest_path(folder, f'give a model folder (with {CONFIG}) or a run folder')}"
-        ) from None
+        raise nothing_at(folder, "model", f"give a model folder (with {CONFIG}) or a run folder") from None
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {file}: {reason(error)}; restore it from a copy") from error
     if config.get("format") != "ditlab":

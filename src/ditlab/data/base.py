@@ -19,7 +19,7 @@ from torch import Tensor
 from ditlab.core.errors import InputError
 from ditlab.core.spelling import is_unicode, nfc
 from ditlab.core.types import Batch, Condition
-from ditlab.core.units import counted
+from ditlab.core.units import counted, noun_of
 from ditlab.core.values import EIGHT_BITS, PixelValues
 from ditlab.data.identity import UNKNOWN, Stamp, Stamps, content_hash
 from ditlab.data.ranges import find_values, plain
@@ -61,6 +61,11 @@ class Dataset(ABC):
     """What the numbers in the files are."""
     image_features: Mapping[str, Any] = {}
     """What computed the features in `Batch.extra`, see `ditlab.data.latents.features`; empty if there are none."""
+
+    @property
+    def noun(self) -> str:
+        """What one of its items is called: image, clip, or pair (of states of a field)."""
+        return noun_of(self.size)
 
     @cached_property
     def reading(self) -> Reading:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ditlab.core.errors import InputError
 from ditlab.core.io import replace_text, replacing
 from ditlab.core.types import Batch
-from ditlab.core.units import counted, none_can, noun_of
+from ditlab.core.units import counted, none_can
 from ditlab.core.values import PixelValues
 from ditlab.data.base import Dataset, numbered, spread
 from ditlab.data.buckets import Buckets
@@ -199,9 +199,7 @@ def write_folder(dataset: Dataset, folder: Path, count: int) -> int:
         written = write_images(dataset, draft, count)
         if count and not written:
             name, reason = next(iter(dataset.skipped.items()))
-            raise InputError(
-                f"{none_can(len(dataset), noun_of(dataset.size))} be read: {name} ({reason}); check the files"
-            )
+            raise InputError(f"{none_can(len(dataset), dataset.noun)} be read: {name} ({reason}); check the files")
     return written
 
 

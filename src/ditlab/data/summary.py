@@ -17,7 +17,7 @@ from rich.console import Console
 from ditlab.core.io import replace_text
 from ditlab.core.printable import one_line
 from ditlab.core.terminal import say
-from ditlab.core.units import counted, noun_of, sides_of
+from ditlab.core.units import counted, sides_of
 from ditlab.core.values import PixelValues
 from ditlab.data.base import Dataset
 from ditlab.data.latents.cache import Latents
@@ -50,6 +50,8 @@ class Summary:
     classes: dict[str, int]
     """Images of each class, counted in the same way; empty for an unconditional data set."""
     reading: Reading
+    noun: str
+    """What one of the images is called: image, clip, or pair (of states of a field)."""
 
     @classmethod
     def of(cls, dataset: Dataset, source: str) -> Self:
@@ -73,7 +75,8 @@ class Summary:
         counts_of = [] if buckets is None else zip(buckets.sizes, buckets.counts, strict=True)
         sizes = {sides_of(size): count // copies for size, count in counts_of}
         return cls(
-            source, images, mirrored, dataset.size, dataset.channels, dataset.values, shape, sizes, classes, reading
+            source, images, mirrored, dataset.size, dataset.channels, dataset.values, shape, sizes, classes, reading,
+            dataset.noun,
         )  # fmt: skip
 
     def lines(self) -> list[str]:
@@ -85,7 +88,7 @@ class Summary:
         copies = (
             "" if not self.mirrored else ", with mirrored copies" if self.latents else ", each with a mirrored copy"
         )
-        images = counted(self.images, noun_of(self.size))
+        images = counted(self.images, self.noun)
         pixels = f"{CHANNELS.get(self.channels, f'{self.channels} channels')}, {self.values.summary()}"
         latents = f", as latents of {'x'.join(map(str, self.latents))}" if self.latents else ""
         lines = [f"data: {self.source}: {images} of {size} pixels, {pixels}{latents}{copies}"]
@@ -101,7 +104,7 @@ class Summary:
         if not self.classes:
             return self.reading.conditions
         least, most = min(self.classes.values()), max(self.classes.values())
-        each = ("" if least == most else f"{least:,} to ") + counted(most, noun_of(self.size))
+        each = ("" if least == most else f"{least:,} to ") + counted(most, self.noun)
         names = ", ".join(list(self.classes)[:NAMES]) + (", ..." if len(self.classes) > NAMES else "")
         return f"{self.reading.conditions}, {each} each ({names})"
 
@@ -121,7 +124,7 @@ class Summary:
 
 def skipped_of(dataset: Dataset) -> dict[str, LeftOut]:
     """What a data set has skipped, under the reasons: clips that are too short, and what cannot be read."""
-    what, short, unreadable = noun_of(dataset.size), *skipped_names(dataset)
+    what, short, unreadable = dataset.noun, *skipped_names(dataset)
     left_out = {}
     if unreadable:
         left_out[f"{what}s that cannot be read"] = LeftOut(len(unreadable), unreadable[0])
@@ -140,7 +143,7 @@ def skipped_names(dataset: Dataset) -> tuple[list[str], list[str]]:
 
 def skipped_counts(dataset: Dataset) -> str:
     """What a data set has skipped in words, such as "2 clips could not be read, 1 clip is too short"."""
-    what, short, unreadable = noun_of(dataset.size), *skipped_names(dataset)
+    what, short, unreadable = dataset.noun, *skipped_names(dataset)
     counts = [f"{counted(len(unreadable), what)} could not be read"] if unreadable else []
     if short:
         counts.append(f"{counted(len(short), what)} {'is' if len(short) == 1 else 'are'} too short")

@@ -32,12 +32,12 @@ class ClipScore:
 
     def __init__(self, place: str, device: torch.device | str = "cpu") -> None:
         transformers = library()
-        with loading(place, transformers):
-            config = transformers.AutoConfig.from_pretrained(source(place))
+        with loading(place, transformers, "CLIP"):
+            config = transformers.AutoConfig.from_pretrained(source(place, "CLIP"))
             if config.model_type != "clip":
                 raise InputError(f"{place} is a model of type {config.model_type}; give a CLIP")
-            self.net = transformers.CLIPModel.from_pretrained(source(place), dtype=torch.float32)
-            self.tokenizer = transformers.AutoTokenizer.from_pretrained(source(place))
+            self.net = transformers.CLIPModel.from_pretrained(source(place, "CLIP"), dtype=torch.float32)
+            self.tokenizer = transformers.AutoTokenizer.from_pretrained(source(place, "CLIP"))
         self.net = self.net.eval().requires_grad_(False).to(device)
         self.side = int(config.vision_config.image_size)
         self.length = int(config.text_config.max_position_embeddings)

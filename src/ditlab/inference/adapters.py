@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ditlab.core.errors import InputError
+from ditlab.core.errors import InputError, nothing_at
 from ditlab.core.hub import fetch
 from ditlab.core.weights import read_json, read_tensors
 
@@ -36,7 +36,7 @@ def add_adapter(net: "Backbone", place: str | Path, scale: float) -> None:
         raise InputError(f"scale {scale} of an adapter; give a finite number")
     folder = fetch(place)
     if not (folder / SETTINGS).is_file():
-        raise InputError(f"no adapter at {place}; give a folder with {SETTINGS} and {UPDATES}, the layout of peft")
+        raise nothing_at(folder, "adapter", f"give a folder with {SETTINGS} and {UPDATES}, the layout of peft")
     settings = read_json(folder / SETTINGS)
     if settings.get("peft_type") != "LORA" or (odd := [name for name in OTHERS if settings.get(name)]):
         kind = settings.get("peft_type") if settings.get("peft_type") != "LORA" else f"LORA with {odd[0]}"

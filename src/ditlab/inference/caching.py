@@ -7,20 +7,19 @@ from ditlab.config.values import number, whole
 from ditlab.core.errors import InputError
 from ditlab.diffusion.guidance import SkipLayers
 from ditlab.diffusion.objective import Objective
-from ditlab.diffusion.samplers.grids import tuned_reuse
+from ditlab.diffusion.samplers.grids import ScheduleFile
 from ditlab.inference.inpaint import Original
 from ditlab.inference.optimize.reuse import FeatureCache, Reuse
 from ditlab.inference.optimize.reuse_error import ErrorReuse
 
 
-def with_tuned_reuse(values: Mapping[str, Any]) -> dict[str, Any]:
+def with_tuned_reuse(values: Mapping[str, Any], file: ScheduleFile | None) -> dict[str, Any]:
     """Return the settings with the feature caching for which the file of the schedule was tuned, if it was.
 
     Raises:
         InputError: the settings have other feature caching.
     """
-    schedule = values["schedule"]
-    tuned = tuned_reuse(schedule) if isinstance(schedule, str) else None
+    tuned = None if file is None else file.reuse
     if tuned is None:
         return dict(values)
     for name in ("reuse", "reuse_error"):
@@ -28,8 +27,8 @@ def with_tuned_reuse(values: Mapping[str, Any]) -> dict[str, Any]:
         interval = value.interval if isinstance(value, Reuse) else value
         if value is not None and (name, interval) != ("reuse", tuned):
             raise InputError(
-                f"{name} is {interval}, but {schedule} was tuned for reuse {tuned}; leave {name} out, or tune a "
-                "schedule without feature caching (ditlab tune --steps)"
+                f"{name} is {interval}, but {values['schedule']} was tuned for reuse {tuned}; leave {name} out, or "
+                "give a schedule that was tuned without feature caching, as ditlab tune does without a budget"
             )
     return {**values, "reuse": tuned} if values.get("reuse") is None else dict(values)
 

@@ -21,7 +21,7 @@ from ditlab.diffusion.guidance import SkipLayers, check_guidance
 from ditlab.diffusion.objective import Objective
 from ditlab.diffusion.process import DDPM, Process
 from ditlab.diffusion.samplers import SAMPLERS, Sampler, time_grid
-from ditlab.diffusion.samplers.grids import default_shift, falls, grid_identity, shifted_times, shifts_with_size
+from ditlab.diffusion.samplers.grids import ScheduleFile, default_shift, falls, shifted_times, shifts_with_size
 from ditlab.diffusion.samplers.scheduler import SchedulerSampler, is_scheduler
 from ditlab.inference.caching import check_fixed, pick_cache, with_tuned_reuse
 from ditlab.inference.inpaint import Original
@@ -48,6 +48,7 @@ class Plan:
     negative: str | None = None  # prompt that replaces the null condition in guidance
     size: tuple[int, ...] = ()  # of the network's input; empty for one that is not resolved with a model
     size_shift: float = 1.0  # shift of the schedule because of the size; 1 is none
+    file_times: list[float] | None = None  # times of a schedule from a file, which may be overwritten later
 
     @property
     def guidance(self) -> float:
@@ -66,7 +67,7 @@ class Plan:
         name = str(self.options.schedule)
         if name == "custom":
             return [float(time) for time in self.times]
-        return grid_identity(name, self.options.steps or 0)
+        return name if self.file_times is None else self.file_times
 
     @cached_property
     def evaluations(self) -> int:
@@ -148,21 +149,21 @@ def resolve(
         if isinstance(sampler, SchedulerSampler):
             sampler.check(explicit, from_noise=original is None)
             times, size_shift = sampler.times(objective.process, whole(values["steps"], "steps")), 1.0
-            values |= {"schedule": times, "shift": None}
+            file, values = None, values | {"schedule": times, "shift": None}
         else:
-            times, size_shift = pick_times(values, explicit, objective, tokens, size_shift)
+            file = ScheduleFile.named(values["schedule"])
+            times, size_shift = pick_times(values, explicit, objective, tokens, size_shift, file)
     scale, interval = number(values["guidance"], "guidance"), pair(values["guidance_interval"])
-    if not conditional:
-        if explicit.get("guidance", 1.0) != 1.0:
-            raise InputError(f"guidance {scale:g} on an unconditional model; leave it out or give a guide model")
-        scale = 1.0
+    if not conditional and explicit.get("guidance", 1.0) != 1.0:
+        raise InputError(f"guidance {scale:g} on an unconditional model; leave it out or give a guide model")
+    scale = scale if conditional else 1.0
     if (channels := values.get("guidance_channels")) is not None:
         channels = whole(channels, "guidance_channels")
     check_guidance(scale, interval, channels)
     check_guided(explicit, scale, conditional)
     outer = outer_scale(values, scale, objective)
     skip = pick_skip(values, explicit, times)
-    cache = pick_cache(with_tuned_reuse(values), original, skip)
+    cache = pick_cache(with_tuned_reuse(values, file), original, skip)
     check_fixed(objective, original, cache)
     settled = {"sampler": name, "guidance": scale, "guidance_interval": interval, "guidance_channels": channels}
     options = all_options(values, len(times) - 1, settled, skip, cache)
@@ -172,7 +173,7 @@ def resolve(
     objective.check_times(times, name)
     return Plan(
         options, sampler, times, objective.process, outer, interval, skip, cache, original, objective.learn_variance,
-        size_shift=size_shift,
+        size_shift=size_shift, file_times=file and file.times(options.steps or 0),
     )  # fmt: skip
 
 
@@ -346,6 +347,7 @@ def pick_times(
     objective: Objective,
     tokens: int | None,
     size_shift: float,
+    file: ScheduleFile | None,
 ) -> tuple[Tensor, float]:
     """Return the times (n + 1,) of the schedule in the settings, and by which shift for the size they differ from it.
 
@@ -357,6 +359,8 @@ def pick_times(
     if isinstance(schedule, str):
         steps = whole(values["steps"], "steps")
         process, last = objective.process, objective.last_time()
+        if file is not None:
+            return time_grid(file, process, steps, last, shift=shift), 1.0
         if size_shift == 1 or "shift" in explicit or not shifts_with_size(schedule, process):
             return time_grid(schedule, process, steps, last, shift=shift, tokens=tokens), 1.0
         if (default := default_shift(schedule)) is not None:

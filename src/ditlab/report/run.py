@@ -16,7 +16,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ditlab.core.errors import InputError, nearest_path
+from ditlab.core.errors import InputError, nothing_at
 from ditlab.core.formats import interpreting, read_json_lines, read_object
 from ditlab.core.io import in_use, replace_text
 from ditlab.core.progress import outlook
@@ -57,7 +57,7 @@ def require_run(run: Path) -> None:
         InputError: it is not, or does not exist; the message names the nearest existing path.
     """
     if not run.exists():
-        raise InputError(f"no run at {run}; {nearest_path(run, 'give the folder of a run')}")
+        raise nothing_at(run, "run", "give the folder of a run")
     if not (run / "recipe.toml").exists():
         raise InputError(f"{run} is not a training run: there is no recipe.toml; give the folder of a run")
 

@@ -3,14 +3,13 @@
 import base64
 import re
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from ditlab.conditioning import ClassLabels
-from ditlab.core.errors import InputError, lookup
+from ditlab.core.errors import InputError, lookup, nearest
 from ditlab.diffusion.samplers import GRIDS, SAMPLERS
 from ditlab.inference.base import BasePipeline
 
@@ -177,9 +176,7 @@ class SamplingRequest(BaseModel):
         for key in body:
             if key not in cls.model_fields and key not in ALIASES:
                 # Only the first one is reported; messages for thousands would take seconds.
-                close = get_close_matches(key[:200], cls.model_fields, n=1)
-                remedy = f'did you mean "{close[0]}"?' if close else "GET /openapi.json describes all keys"
-                words = f'unknown key "{key[:200]}"; {remedy}'
+                words = f'unknown key "{key[:200]}"; {nearest(key[:200], cls.model_fields)}'
                 raise PydanticCustomError(UNKNOWN_KEY, "{words}", {"words": words})
         renamed: dict[Any, Any] = {}
         origin: dict[Any, str] = {"labels": "prompt"} if body.get("prompt") is not None else {}

@@ -24,13 +24,13 @@ from ditlab.data import Dataset, parse_source
 from ditlab.data.content import files_identity
 from ditlab.data.npz import read_about
 from ditlab.data.parse import DIVISION, SampleNpz, content_identity
-from ditlab.diffusion.objective import Objective
 from ditlab.evaluation import protocols as protocol
 from ditlab.evaluation.features import Features, open_features
 from ditlab.evaluation.gather import check_fit
 from ditlab.evaluation.metric_choice import available_statistics
 from ditlab.evaluation.metrics import METRICS
 from ditlab.evaluation.references import open_images, reading_of, short_hash
+from ditlab.inference.plan import Plan as SamplingPlan
 from ditlab.inference.plan import resolve
 from ditlab.inference.samples import check_count
 from ditlab.profiling.plan import Plan, plan
@@ -38,7 +38,7 @@ from ditlab.study.length import TRAINING, images_at, images_for, logging_interva
 from ditlab.study.measures import measure_of
 from ditlab.study.measures.base import Measure, opened
 from ditlab.study.recipe import Study
-from ditlab.training.checks import check_guidance, check_recipe
+from ditlab.training.checks import check_recipe, check_sampling
 from ditlab.training.init_from import completed_recipe
 from ditlab.training.objectives import OBJECTIVES
 
@@ -238,10 +238,7 @@ def rehearse(recipe: Recipe, settings: Evaluation) -> EvaluationPlan:
     dataset, _, started = opened(recipe.data, recipe.train.init_from)
     recipe = completed_recipe(recipe, started)
     classes = recipe.data.classes or len(dataset.classes)
-    check_guidance(recipe, classes > 0)
-    filled_in = partial(resolve, objective=reading_of_model(recipe), defaults=default, conditional=classes > 0)
-    filled_in({})  # the previews of training use the settings of the recipe
-    sampling = filled_in(settings.sampling().given())
+    sampling = checked_sampling(recipe, settings, classes > 0)
     check_count(settings.count, settings.seed, settings.label_sampling, classes)
     features = settings.features or protocol.default_features(settings.reference)
     network = feature_network(features, settings.feature_weights, settings.device)
@@ -254,9 +251,16 @@ def rehearse(recipe: Recipe, settings: Evaluation) -> EvaluationPlan:
     return EvaluationPlan(settings, sampling.evaluations, sampling.schedule, reading if reading.held_out else None)
 
 
-def reading_of_model(recipe: Recipe) -> Objective:
-    """How samplers read the model of a recipe."""
-    return OBJECTIVES.find(recipe.train.objective).reading(recipe)
+def checked_sampling(recipe: Recipe, settings: Evaluation, conditional: bool) -> SamplingPlan:
+    """The sampling plan of an evaluation, where [sample] of the recipe is also possible: previews of training use it.
+
+    Raises:
+        InputError: the settings of one of them are not possible.
+    """
+    reading = OBJECTIVES.find(recipe.train.objective).reading(recipe)
+    filled_in = partial(resolve, objective=reading, defaults=recipe.sample, conditional=conditional)
+    check_sampling(recipe, reading, conditional, partial(filled_in, {}))
+    return filled_in(settings.sampling().given())
 
 
 def rehearse_measure(recipe: Recipe, settings: Evaluation, measure: Measure) -> EvaluationPlan:
@@ -267,8 +271,7 @@ def rehearse_measure(recipe: Recipe, settings: Evaluation, measure: Measure) -> 
     """
     measure.check(recipe, settings)
     _, _, started = opened(recipe.data, recipe.train.init_from)
-    objective = reading_of_model(completed_recipe(recipe, started))
-    sampling = resolve(settings.sampling().given(), objective, defaults=recipe.sample, conditional=True)
+    sampling = checked_sampling(completed_recipe(recipe, started), settings, conditional=True)
     settings = replace(settings, **sampling.options.given() | {"schedule": settings.schedule or recipe.sample.schedule})
     return EvaluationPlan(settings, sampling.evaluations, sampling.schedule, None)
 

@@ -1,7 +1,7 @@
 """The figures of a study, as PNG files for documents and as SVG for the HTML report, where they have its text color."""
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ COLORS = ("#2a78d6", "#d9722e", "#2e9e6b", "#8a63d2", "#d64550", "#1a9ba8", "#b8
 STYLES = ("-", "--", ":", "-.")  # for more curves than colors
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
 NAMED = 16  # most points for which names are shown
+BESIDE = ((5, 4, "left"), (5, -11, "left"), (-5, 4, "right"), (-5, -11, "right"))  # places of a name: x, y, alignment
+WIDER = 9  # width of a figure with the names in a legend beside it, in inches
 LARGE = 10_000  # axes with values from here on use k and M
 
 
@@ -85,27 +87,15 @@ def scatter(plot: Plot, entries: Sequence[Entry], axes: Any) -> Line | None:
     """Means with their standard errors, connected or labeled with their names, and the fitted line."""
     scale = unit(plot.x, entries)
     groups = [(pattern, matching(pattern, [entry.name for entry in entries])) for pattern in plot.lines]
-    for number, (pattern, names) in enumerate(groups or [("", [entry.name for entry in entries])]):
+    for number, (pattern, names) in enumerate(groups):
         some = [entry for entry in entries if entry.name in names]
-        if groups and plot.x not in METRICS:  # if x is a result, the order of the recipe connects the points
+        if plot.x not in METRICS:  # if x is a result, the order of the recipe connects the points
             some.sort(key=lambda entry: position(entry, plot.x))
-        x, y = ([e.mean(axis) or 0.0 for e in some] for axis in (plot.x, plot.y))
-        axes.errorbar(
-            [value * scale for value in x], y,
-            xerr=[(e.error(plot.x) or 0.0) * scale for e in some], yerr=[e.error(plot.y) or 0.0 for e in some],
-            color=COLORS[number % len(COLORS)], marker=MARKS[number % len(MARKS)], markersize=5, capsize=3,
-            linestyle="-" if groups else "none", label=pattern.partition(", *")[0].strip(", *") or None,
-        )  # fmt: skip
+        plot_points(plot, some, scale, axes, number, linestyle="-", label=pattern.partition(", *")[0].strip(", *"))
     if groups:
         axes.legend(frameon=False, labelcolor=INK, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)  # above the axes
-    elif len(entries) <= NAMED:
-        heights = [position(entry, plot.y) for entry in entries]
-        near = 0.06 * (max(heights) - min(heights))
-        for entry, height in zip(entries, heights, strict=True):
-            covered = any(0 < other - height < near for other in heights)  # by a point above: put the name below
-            at = (position(entry, plot.x) * scale, height)
-            beside = (5, -11 if covered else 4)
-            axes.annotate(entry.name, at, xytext=beside, textcoords="offset points", fontsize=8, color=INK)
+    else:
+        points = plot_points(plot, entries, scale, axes, linestyle="none")
     if plot.x.startswith(LOG):
         axes.set_xscale("log")
         plain_ticks(axes.xaxis)
@@ -116,7 +106,63 @@ def scatter(plot: Plot, entries: Sequence[Entry], axes: Any) -> Line | None:
     if line is not None:
         plot_line(line, plot, entries, scale, axes)
     finish(axes, label(plot.x, scale), label(plot.y, 1))
+    places = {entry.name: (position(entry, plot.x) * scale, position(entry, plot.y)) for entry in entries}
+    if not groups and len(entries) <= NAMED and not name_points(places, axes):
+        points.remove()
+        for number, entry in enumerate(entries):
+            plot_points(plot, [entry], scale, axes, number, linestyle="none", label=entry.name)
+        axes.legend(frameon=False, labelcolor=INK, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+        axes.figure.set_figwidth(WIDER)
     return line
+
+
+def plot_points(plot: Plot, entries: Sequence[Entry], scale: float, axes: Any, number: int = 0, **options: Any) -> Any:
+    """The means of entries with their standard errors, in the color and with the mark of a number."""
+    x, y = ([position(entry, axis) for entry in entries] for axis in (plot.x, plot.y))
+    mark = MARKS[(number + number // len(COLORS)) % len(MARKS)]  # another one where colors repeat
+    return axes.errorbar(
+        [value * scale for value in x], y,
+        xerr=[(e.error(plot.x) or 0.0) * scale for e in entries], yerr=[e.error(plot.y) or 0.0 for e in entries],
+        color=COLORS[number % len(COLORS)], marker=mark, markersize=5, capsize=3, **options,
+    )  # fmt: skip
+
+
+def name_points(places: Mapping[str, tuple[float, float]], axes: Any) -> bool:
+    """Write the name of each point beside it, where it covers no other name and no point.
+
+    Args:
+        places: name -> point.
+        axes: the axes, to which nothing else is added later.
+
+    Returns:
+        Whether every name has a place; otherwise none is written.
+    """
+    from matplotlib.transforms import Bbox
+
+    axes.figure.draw_without_rendering()  # decides the layout
+    frame, radius = axes.bbox, 3
+    points = [
+        Bbox.from_bounds(x - radius, y - radius, 2 * radius, 2 * radius)
+        for x, y in map(axes.transData.transform, places.values())
+    ]
+    texts, boxes = [], list(points)
+    for name, point in places.items():
+        for x, y, side in BESIDE:
+            text = axes.annotate(
+                name, point, xytext=(x, y), textcoords="offset points", fontsize=8, color=INK, horizontalalignment=side
+            )
+            box = text.get_window_extent()
+            inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0
+            if inside and not any(box.overlaps(other) for other in boxes):
+                texts.append(text)
+                boxes.append(box)
+                break
+            text.remove()
+        else:
+            for text in texts:
+                text.remove()
+            return False
+    return True
 
 
 def plot_front(plot: Plot, entries: Sequence[Entry], axes: Any) -> str:

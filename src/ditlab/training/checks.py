@@ -1,6 +1,7 @@
 """Checks of a recipe, a model and a data set before training writes anything."""
 
 import math
+from collections.abc import Callable
 
 import torch
 
@@ -15,7 +16,7 @@ from ditlab.core.types import Condition
 from ditlab.core.units import counted
 from ditlab.data import Dataset
 from ditlab.data.buckets import SHARED, Buckets
-from ditlab.diffusion.objective import TARGETS, WEIGHTS
+from ditlab.diffusion.objective import TARGETS, WEIGHTS, Objective
 from ditlab.diffusion.parametrizations import make_objective
 from ditlab.diffusion.process import make_process
 from ditlab.diffusion.times import TIMES
@@ -197,15 +198,21 @@ def check_guidance(recipe: Recipe, conditional: bool) -> None:
         )
 
 
-def check_sampling(recipe: Recipe, pipe: Pipeline) -> None:
+def check_sampling(recipe: Recipe, reading: Objective, conditional: bool, resolve: Callable[[], object]) -> None:
     """Check that the model of a recipe can be sampled with the section [sample].
+
+    Args:
+        recipe: the recipe.
+        reading: how samplers read the model.
+        conditional: whether the model will have a condition.
+        resolve: computes the sampling plan of the section.
 
     Raises:
         InputError: a setting is out of range, or does not suit the objective.
     """
-    check_guidance(recipe, pipe.conditional)
+    check_guidance(recipe, conditional)
     objective, scale = recipe.train.objective, recipe.sample.guidance
-    low, high = pipe.objective.built_in or (scale, scale)
+    low, high = reading.built_in or (scale, scale)
     if not low <= scale <= high:
         scales = f"{low:g}" if low == high else f"{low:g} to {high:g}"
         raise InputError(
@@ -213,7 +220,7 @@ def check_sampling(recipe: Recipe, pipe: Pipeline) -> None:
             f"set distill.guidance to {scale:g}, or sample.guidance to {min(max(scale, low), high):g}"
         )
     try:
-        pipe.resolve()
+        resolve()
     except InputError as error:
         raise InputError(f"the section [sample] does not suit train.objective {objective}: {error}") from error
 

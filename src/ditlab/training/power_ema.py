@@ -19,7 +19,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ditlab.backbones import Backbone
-from ditlab.core.errors import InputError, nearest_path
+from ditlab.core.errors import InputError, nothing_at
 from ditlab.core.formats import interpreting
 from ditlab.core.weights import read_tensors
 from ditlab.training.parallel import local
@@ -70,7 +70,7 @@ def rebuild(run: Path, width: float, images: int | None = None) -> dict[str, Ten
         InputError: the run has no snapshots, or `images` is before the first snapshot.
     """
     if not run.exists():
-        raise InputError(f"no run at {run}; {nearest_path(run, 'give the folder of a run')}")
+        raise nothing_at(run, "run", "give the folder of a run")
     files = sorted((run / "averages").glob("*.safetensors"))
     files = [file for file in files if images is None or int(file.stem) <= images]
     if not files:

@@ -164,7 +164,8 @@ def build_model(job: Job) -> None:
     job.pipe = build(job.recipe, job.dataset, autoencoder, job.place.device, conditioner)
     if job.captions is not None:
         job.pipe.config |= {CAPTIONS: job.captions.digest, PROMPTS: job.captions.examples()}
-    check_sampling(job.recipe, job.pipe)  # now and not at the first preview
+    pipe = job.pipe
+    check_sampling(job.recipe, pipe.objective, pipe.conditional, pipe.resolve)  # now and not at the first preview
 
 
 def claim_folder(job: Job) -> None:

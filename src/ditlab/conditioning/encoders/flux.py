@@ -7,7 +7,7 @@ from typing import Any, Self
 import torch
 
 from ditlab.conditioning.encoders.base import Encoder, Region, whole_option
-from ditlab.conditioning.encoders.pretrained import Pretrained
+from ditlab.conditioning.encoders.pretrained import Pretrained, pipeline_folder
 from ditlab.conditioning.encoders.sd3 import CLIP_TOKENS, without_kind
 from ditlab.core.errors import InputError
 from ditlab.core.types import Condition, TextShape
@@ -48,13 +48,14 @@ class FluxTexts(Encoder):
         Raises:
             InputError: an encoder is missing or cannot be loaded.
         """
+        pipeline = pipeline_folder(folder)
         rules: dict[str, dict[str, Any]] = {
             "clip": {"length": CLIP_TOKENS, "pooled": "model"},
             "t5": {"length": whole_option("t5_length", t5_length)},
         }
         parts = {}
         for name, end in FOLDERS.items():
-            model, tokenizer = Path(folder) / f"text_encoder{end}", Path(folder) / f"tokenizer{end}"
+            model, tokenizer = pipeline / f"text_encoder{end}", pipeline / f"tokenizer{end}"
             parts[name] = Pretrained.open(str(model), tokenizer=str(tokenizer), mask=False, **rules[name]).config
         return cls(**parts)
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ditlab.conditioning.encoders.base import Encoder, flag_option, whole_option
-from ditlab.core.errors import InputError, lookup, nearest_path
+from ditlab.core.errors import InputError, lookup, nearest_path, nothing_at
 from ditlab.core.formats import reason
-from ditlab.core.hub import hub_library
+from ditlab.core.hub import hub_library, is_hub_id
 from ditlab.core.spelling import absolute, expand
 from ditlab.core.types import Condition, TextShape
 from ditlab.core.weights import weights_digest
@@ -254,6 +254,18 @@ class Pretrained(Encoder):
         return weights_digest(self.net, hashlib.sha256(vocabulary).digest()).hexdigest()[:16]
 
 
+def pipeline_folder(place: str | Path) -> Path:
+    """A pipeline folder of diffusers, whose encoders are opened.
+
+    Raises:
+        InputError: there is none.
+    """
+    folder = Path(expand(str(place)))
+    if not (folder / "text_encoder").is_dir():
+        raise nothing_at(folder, "pipeline with a text_encoder", "give a pipeline folder of diffusers")
+    return folder
+
+
 def library() -> Any:
     """Import the transformers library.
 
@@ -267,8 +279,12 @@ def library() -> Any:
     return transformers
 
 
-def source(place: str) -> str:
-    """The absolute path of a folder, or a hub id.
+def source(place: str, what: str = "text encoder") -> str:
+    """The absolute path of a folder, or a hub id, which may have no owner, such as "bert-base-uncased".
+
+    Args:
+        place: what the user gave.
+        what: what it is called in messages.
 
     Raises:
         InputError: it is neither.
@@ -276,16 +292,14 @@ def source(place: str) -> str:
     folder = Path(expand(place))
     if folder.is_dir():
         return str(folder)
-    if folder.is_absolute() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", place):
-        remedy = nearest_path(
-            folder, "download it, or give its folder (in config.json of a model: conditioner.encoder)"
-        )
-        raise InputError(f"there is no text encoder {place}; {remedy}")
-    return on_hub(place)
+    if not is_hub_id(place) and not re.fullmatch(r"\w[\w.-]*", place):
+        remedy = f"download the {what}, or give its folder (in config.json of a model: conditioner.encoder)"
+        raise nothing_at(folder, what, remedy)
+    return on_hub(place, what)
 
 
 @cache
-def on_hub(place: str) -> str:
+def on_hub(place: str, what: str) -> str:
     """A hub id, or the folder of the copy on this machine if the hub cannot be reached.
 
     This asks the hub once. Without a connection, transformers would repeat each of its requests for 20 seconds.
@@ -300,15 +314,15 @@ def on_hub(place: str) -> str:
         copy = hub.try_to_load_from_cache(place, "config.json")
         if isinstance(copy, str):
             return str(Path(copy).parent)
-        remedy = nearest_path(Path(place), "give the folder of an encoder on this machine")
+        remedy = nearest_path(Path(place), f"give the folder of a {what} on this machine")
         raise InputError(
-            f"the text encoder {place} is no folder, and cannot be downloaded from the hub ({reason(error)}); {remedy}"
+            f"the {what} {place} is no folder, and cannot be downloaded from the hub ({reason(error)}); {remedy}"
         ) from error
     return place
 
 
 @contextmanager
-def loading(place: str, transformers: Any) -> Iterator[None]:
+def loading(place: str, transformers: Any, what: str = "text encoder") -> Iterator[None]:
     """Report in one line that a pretrained model cannot be loaded in the enclosed block; the library prints nothing.
 
     Raises:
@@ -324,7 +338,7 @@ def loading(place: str, transformers: Any) -> Iterator[None]:
         raise
     except Exception as error:  # the library raises exceptions of many types
         raise InputError(
-            f"the text encoder {place} cannot be loaded ({reason(error)}); give a folder that transformers saved, with "
+            f"the {what} {place} cannot be loaded ({reason(error)}); give a folder that transformers saved, with "
             "its tokenizer"
         ) from error
     finally:

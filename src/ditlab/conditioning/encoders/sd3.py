@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from ditlab.conditioning.encoders.base import Encoder, Region, whole_option
-from ditlab.conditioning.encoders.pretrained import Pretrained
+from ditlab.conditioning.encoders.pretrained import Pretrained, pipeline_folder
 from ditlab.core.errors import InputError
 from ditlab.core.types import Condition, TextShape
 
@@ -71,9 +71,10 @@ class SD3(Encoder):
         Raises:
             InputError: an encoder is missing or cannot be loaded.
         """
+        pipeline = pipeline_folder(folder)
         parts: dict[str, Any] = {"t5": None}
         for name, end in FOLDERS.items():
-            model, tokenizer = Path(folder) / f"text_encoder{end}", Path(folder) / f"tokenizer{end}"
+            model, tokenizer = pipeline / f"text_encoder{end}", pipeline / f"tokenizer{end}"
             if not model.is_dir() and name == "t5":
                 continue
             rule: dict[str, Any] = {"length": whole_option("t5_length", t5_length), "mask": False}

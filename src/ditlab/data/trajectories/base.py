@@ -21,6 +21,10 @@ class Trajectories(Dataset):
     the scale of the network.
     """
 
+    @property
+    def noun(self) -> str:
+        return "pair"
+
     def divide(self, lengths: Sequence[int], labels: Tensor) -> None:
         """Set what follows from the trajectories: the labels of all pairs, and a note about their number.
 
@@ -34,7 +38,7 @@ class Trajectories(Dataset):
         states = counted(lengths[0], "state") if len({*lengths}) == 1 else f"{min(lengths)} to {max(lengths)} states"
         what = "trajectory" if len(lengths) == 1 else "trajectories"
         self.reading.notes.append(
-            f"pairs of a state and the next one, of {len(lengths):,} {what} of {states}; the items are called images"
+            f"pairs of a state and the next one, of {len(lengths):,} {what} of {states}; settings in images count pairs"
         )
 
     @abstractmethod

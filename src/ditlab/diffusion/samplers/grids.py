@@ -8,14 +8,16 @@ were tuned for feature caching.
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from ditlab.core.errors import InputError, listing, nearest_path
-from ditlab.core.formats import interpreting, read_object, reason
+from ditlab.core.formats import read_object, reason
 from ditlab.core.registry import Registry
 from ditlab.core.spelling import expand
 from ditlab.core.units import counted
@@ -68,9 +70,9 @@ def _shift(t: Tensor, shift: float) -> Tensor:
 def shifts_with_size(name: str, process: Process) -> bool:
     """Whether a schedule is shifted for images of another size.
 
-    Schedules that depend on the number of tokens are already, and tuned schedules and the indices of a chain stay.
+    Schedules that depend on the number of tokens are already, and the indices of a chain stay.
     """
-    if name.endswith(".json") or isinstance(process, DDPM):
+    if isinstance(process, DDPM):
         return False
     return "tokens" not in inspect.signature(SCHEDULES.find(name)).parameters
 
@@ -118,7 +120,7 @@ GRIDS = SCHEDULES
 
 
 def time_grid(
-    name: str,
+    name: "str | ScheduleFile",
     process: Process,
     steps: int,
     last_time: float = 1.0,
@@ -129,7 +131,7 @@ def time_grid(
     """Return the decreasing times (steps + 1,) of a schedule, from at most `last_time` to 0.
 
     Args:
-        name: a name in `SCHEDULES`, or the path of a .json file.
+        name: a name in `SCHEDULES`, the path of a .json file, or the content of one.
         process: the process of the model.
         steps: number of steps.
         last_time: the latest time at which the model can be evaluated, see `Objective.last_time`.
@@ -142,13 +144,16 @@ def time_grid(
     """
     if steps < 1:
         raise InputError(f"{steps} sampling steps; give 1 or more")
-    file = name.endswith(".json")
-    schedule: Callable[..., Tensor] = read_grid if file else SCHEDULES.find(name)
+    file = name if isinstance(name, ScheduleFile) else ScheduleFile.named(name)
+    schedule: Callable[..., Tensor] = SCHEDULES.find(str(name)) if file is None else file.fitting
     known = inspect.signature(schedule).parameters
     if shift is not None and "shift" not in known:
-        raise InputError(f'shift is {shift:g}, but the schedule "{name}" has none; leave it out or use shifted or sd3')
-    if file:
-        return read_grid(Path(expand(name)), process, steps, last_time)
+        raise InputError(
+            f'shift is {shift:g}, but the schedule "{file.path if file else name}" has none; leave it out or use '
+            "shifted or sd3"
+        )
+    if file is not None:
+        return file.fitting(process, steps, last_time)
     options = {key: value for key, value in (("shift", shift), ("tokens", tokens)) if value is not None}
     times = schedule(process, steps, **{key: options[key] for key in options if key in known}) * last_time
     if len(times) != steps + 1 or not falls(times):
@@ -161,68 +166,83 @@ def falls(times: Tensor) -> bool:
     return times.ndim == 1 and len(times) > 1 and bool((times.diff() < 0).all() and 0 == times[-1] < times[0] <= 1)
 
 
-def grid_identity(name: str, steps: int) -> str | list[float]:
-    """Return what identifies a schedule in records: its name, or the times in its file, which may be overwritten."""
-    return tabulated_times(Path(expand(name)), steps)[0] if name.endswith(".json") else name
+@dataclass(frozen=True)
+class ScheduleFile:
+    """The content of a file of schedules."""
+
+    path: Path
+    process: str
+    """Name of the process for which they were made."""
+    grids: Mapping[str, Any]
+    """Number of steps -> times."""
+    reuse: int | None
+    """The feature caching for which they were tuned; None for none."""
+
+    @classmethod
+    def read(cls, name: str) -> Self:
+        """Read a file.
+
+        Raises:
+            InputError: the file cannot be read, or is no file of schedules.
+        """
+        file = Path(expand(name))
+        try:
+            content = read_object(file)
+            process, grids, reuse = content["process"]["name"], dict(content["grids"]), content.get("reuse")
+            if reuse is not None and (type(reuse) is not int or reuse < 1):
+                raise ValueError(f"reuse is {reuse!r}")
+        except FileNotFoundError:
+            raise InputError(
+                f"there is no schedule file {file}; {nearest_path(file, 'give another, or the name of a schedule')}"
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise damaged(file, error) from error
+        return cls(file, process, grids, reuse)
+
+    @classmethod
+    def named(cls, schedule: object) -> Self | None:
+        """Read the file, if a schedule is given as one; None for names of schedules and times."""
+        return cls.read(schedule) if isinstance(schedule, str) and schedule.endswith(".json") else None
+
+    def times(self, steps: int) -> list[float]:
+        """The times of a number of steps.
+
+        Raises:
+            InputError: the file has none.
+        """
+        if str(steps) not in self.grids:
+            raise InputError(f"{self.path} has no schedule of {counted(steps, 'step')}; it has {listing(self.grids)}")
+        try:
+            return [float(time) for time in self.grids[str(steps)]]
+        except (ValueError, TypeError, OverflowError) as error:
+            raise damaged(self.path, error) from error
+
+    def fitting(self, process: Process, steps: int, last_time: float) -> Tensor:
+        """The times of a number of steps, checked to fit a process.
+
+        Raises:
+            InputError: no such schedule, or one that does not fit.
+        """
+        times, remedy = self.times(steps), "make one for this model with ditlab tune"
+        if self.process != process_name(process):
+            raise InputError(
+                f"{self.path} was made for the process {self.process}, and this model has {process_name(process)}; "
+                f"{remedy}"
+            )
+        grid = torch.tensor(times, dtype=torch.float64)
+        if len(grid) != steps + 1 or not falls(grid):
+            raise InputError(
+                f"{self.path}: the schedule of {counted(steps, 'step')} is not {steps + 1} falling times from at most "
+                "1 to 0; make one with ditlab tune"
+            )
+        if grid[0] > last_time:
+            raise InputError(
+                f"{self.path}: the schedule of {counted(steps, 'step')} begins at {grid[0]:g}, where the prediction of "
+                f"this model does not determine the data; it may begin at {last_time:g}: {remedy}"
+            )
+        return grid
 
 
-def read_grid(file: Path, process: Process, steps: int, last_time: float) -> Tensor:
-    """Read the schedule of a number of steps from a file, and check that it fits the process.
-
-    Raises:
-        InputError: no such schedule, or one that does not fit.
-    """
-    times, made_for = tabulated_times(file, steps)
-    if made_for != process_name(process):
-        raise InputError(
-            f"{file} was made for the process {made_for}, and this model has {process_name(process)}; "
-            "make one for this model with ditlab tune"
-        )
-    grid = torch.tensor(times, dtype=torch.float64)
-    if len(grid) != steps + 1 or not falls(grid):
-        raise InputError(
-            f"{file}: the schedule of {counted(steps, 'step')} is not {steps + 1} falling times from at most 1 to 0; "
-            "make one with ditlab tune"
-        )
-    if grid[0] > last_time:
-        raise InputError(
-            f"{file}: the schedule of {counted(steps, 'step')} begins at {grid[0]:g}, where the prediction of this "
-            "model does not "
-            f"determine the data; it may begin at {last_time:g}: make one for this model with ditlab tune"
-        )
-    return grid
-
-
-def tabulated_times(file: Path, steps: int) -> tuple[list[float], str]:
-    """Read the times of a number of steps from a file, and the name of their process."""
-    try:
-        content = read_object(file)
-        made_for, grids = content["process"]["name"], dict(content["grids"])
-        times = None if str(steps) not in grids else [float(time) for time in grids[str(steps)]]
-    except FileNotFoundError:
-        raise InputError(
-            f"there is no schedule file {file}; {nearest_path(file, 'give another, or the name of a schedule')}"
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise InputError(
-            f"{file} is not a file of timestep schedules ({reason(error)}); make one with ditlab tune"
-        ) from error
-    if times is None:
-        raise InputError(f"{file} has no schedule of {counted(steps, 'step')}; it has {listing(grids)}")
-    return times, made_for
-
-
-def tuned_reuse(name: str) -> int | None:
-    """The feature caching for which the schedules of a file were tuned; None for none, and for names of schedules.
-
-    Raises:
-        InputError: the file cannot be read, or holds no number of steps.
-    """
-    if not name.endswith(".json"):
-        return None
-    file = Path(expand(name))
-    with interpreting(file, "make one with ditlab tune"):
-        reuse = read_object(file).get("reuse")
-        if reuse is not None and (type(reuse) is not int or reuse < 1):
-            raise ValueError(f"reuse is {reuse!r}")
-    return reuse
+def damaged(file: Path, error: Exception) -> InputError:
+    """The error of a file that holds no schedules."""
+    return InputError(f"{file} is not a file of timestep schedules ({reason(error)}); make one with ditlab tune")
