@@ -86,7 +86,7 @@ def test_precision(folder):
     assert pipe.to(torch.float32).dtype is pipe.to("cpu").dtype is torch.float32
     assert pipe.to("cpu", "bfloat16") is pipe
     assert pipe.dtype is torch.bfloat16
-    with pytest.raises(InputError, match='^unknown precision "float16"; choose from: float32, bfloat16$'):
+    with pytest.raises(InputError, match=r'^unknown precision "float16"; choose from: float32, bfloat16$'):
         pipe.to(dtype=torch.float16)
     with pytest.raises(InputError, match=r"^torch_dtype and dtype are the same setting; give dtype$"):
         ditlab.Pipeline.from_pretrained(folder, dtype="float32", torch_dtype="float32")

@@ -292,7 +292,7 @@ class TestEvaluate:
             evaluate(model, replace(SETTINGS, **changes), QUIET)
 
     def test_a_source_of_another_type(self):
-        with pytest.raises(InputError, match="^the source is a ndarray; give a pipeline, the path of a model, or"):
+        with pytest.raises(InputError, match=r"^the source is a ndarray; give a pipeline, the path of a model, or"):
             evaluate(np.zeros((4, 8, 8)), SETTINGS, QUIET)
 
     def test_a_model_whose_samples_are_not_finite(self, tmp_path):

@@ -64,9 +64,9 @@ def test_a_recipe_can_be_tables_a_file_or_a_recipe(tmp_path):
         with pytest.raises(InputError) as caught:
             recipe.override({section: {key: 3}})
         assert str(caught.value) == f'override has a key "{section}.{key}" that no recipe has; give {instead}'
-    with pytest.raises(InputError, match='override has a key "lr" that no recipe has; give optim.lr'):
+    with pytest.raises(InputError, match=r'override has a key "lr" that no recipe has; give optim.lr'):
         recipe.override(lr=3)
-    with pytest.raises(InputError, match='"optim.lr" that no recipe has; give {"optim": {"lr": ...}}'):
+    with pytest.raises(InputError, match=r'"optim.lr" that no recipe has; give {"optim": {"lr": ...}}'):
         recipe.override({"optim.lr": 3})
     assert ditlab.Recipe.load(TABLES).train.images == 64
     for other in (3, None):
