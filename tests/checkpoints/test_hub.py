@@ -83,6 +83,11 @@ def test_precision(folder):
     assert ditlab.Pipeline.from_pretrained(folder, torch_dtype=torch.bfloat16).dtype is torch.bfloat16
     with pytest.raises(InputError, match=r'^unknown precision "int8"; choose from: float32, bfloat16$'):
         ditlab.load(folder, dtype=torch.int8)
+    assert pipe.to(torch.float32).dtype is pipe.to("cpu").dtype is torch.float32
+    assert pipe.to("cpu", "bfloat16") is pipe
+    assert pipe.dtype is torch.bfloat16
+    with pytest.raises(InputError, match=r'^unknown precision "float16"; choose from: float32, bfloat16$'):
+        pipe.to(dtype=torch.float16)
     with pytest.raises(InputError, match=r"^torch_dtype and dtype are the same setting; give dtype$"):
         ditlab.Pipeline.from_pretrained(folder, dtype="float32", torch_dtype="float32")
 
@@ -131,6 +136,20 @@ def test_a_card_of_a_model_from_local_data_names_no_data_set(uploads):
     assert (made["token"], made["revision"]) == (None, None)
     assert made["card"].data.base_model is None
     assert made["card"].data.datasets is None
+
+
+def test_the_code_on_a_card_loads_the_repository(uploads):
+    tiny_pipeline().push_to_hub("me/otters")
+    text = dict(uploads)["card"].text
+    assert "# otters" in text.splitlines()
+    assert "ditlab.load('me/otters')" in text
+    assert "DiffusionPipeline.from_pretrained('me/otters', custom_pipeline=" in text
+
+
+@pytest.mark.parametrize(("name", "near"), [("devise", "device"), ("torch_dtype", "dtype"), ("weight", "weights")])
+def test_a_misspelled_argument_of_load(folder, name, near):
+    with pytest.raises(InputError, match=f'^load has no argument "{name}"; did you mean "{near}"\\?$'):
+        ditlab.load(folder, **{name: "cpu"})
 
 
 def test_saving_under_the_other_name(folder, tmp_path):

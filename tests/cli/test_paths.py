@@ -22,7 +22,8 @@ def here(tmp_path, monkeypatch):
         ("sample runs/dmeo", "no model at runs/dmeo; did you mean runs/demo?"),
         (
             "sample runs/other",
-            "no model at runs/other, which does not exist; give a model folder (with config.json) or a run folder",
+            "no model at runs/other, which does not exist; give a model folder (with config.json), a run folder or a "
+            "file of weights",
         ),
         ("evaluate runs/dmeo --reference digits", "no model at runs/dmeo; did you mean runs/demo?"),
         ("sweep runs/dmeo --reference digits --try-steps 1 2", "no model at runs/dmeo; did you mean runs/demo?"),

@@ -54,6 +54,8 @@ def test_config_prints_the_recipe_that_train_would_use(ditlab):
     [
         ("--lr", "--optim.lr"),
         ("--batch-size", "--train.batch"),
+        ("--optim.learning-rate", "--optim.lr"),
+        ("--weight-decay", "--optim.weight-decay"),
         (
             "--epochs",
             "--train.images, the number of images to train on (epochs times the size of the data set)",
@@ -62,6 +64,11 @@ def test_config_prints_the_recipe_that_train_would_use(ditlab):
 )
 def test_options_of_other_programs_are_answered_with_the_key(ditlab, command, option, remedy):
     assert ditlab(command, "digits", option, "3", code=2).err == f"ditlab: unknown option {option}; give {remedy}\n"
+
+
+def test_a_run_resumes_without_an_option(ditlab):
+    line = "ditlab: unknown option --resume; leave it out: a run in the same folder resumes by itself\n"
+    assert ditlab("train", "digits", "--resume", code=2).err == line
 
 
 def test_config_names_the_nearest_recipe(ditlab):

@@ -124,6 +124,8 @@ def test_a_stream_is_no_map_style_data_set():
         def __iter__(self):
             yield pil(0), 0
 
+    with pytest.raises(InputError, match=r"^data is one array; give \(images, labels\), with the label 0 for all"):
+        from_torch(np.zeros((4, 8, 8), dtype=np.uint8))
     with pytest.raises(InputError, match="Stream is not a map-style data set; give one with __len__ and __getitem__"):
         from_torch(Stream())
 

@@ -291,6 +291,10 @@ class TestEvaluate:
         with pytest.raises(InputError, match=words):
             evaluate(model, replace(SETTINGS, **changes), QUIET)
 
+    def test_a_source_of_another_type(self):
+        with pytest.raises(InputError, match=r"^the source is a ndarray; give a pipeline, the path of a model, or"):
+            evaluate(np.zeros((4, 8, 8)), SETTINGS, QUIET)
+
     def test_a_model_whose_samples_are_not_finite(self, tmp_path):
         pipe = tiny_pipeline(classes=10)
         with torch.no_grad():

@@ -42,8 +42,11 @@ def test_every_setting_has_one_name_and_accepted_aliases(pipe):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"step": 3}, 'unknown sampling setting "step"; did you mean "steps"'),
+        ({"step": 3}, 'unknown setting "step"; did you mean "steps"'),
         ({"guidence": 3}, 'did you mean "guidance"'),
+        ({"seed": 3}, 'unknown setting "seed"; did you mean "seeds"'),
+        ({"cfg_scale": 3}, 'unknown setting "cfg_scale"; give "guidance"'),
+        ({"return_dict": False}, 'unknown setting "return_dict"; leave it out: the result has the attribute images'),
         ({"steps": 3, "num_inference_steps": 3}, "steps and num_inference_steps are the same setting"),
         ({"labels": 0, "class_labels": 0}, "labels and class_labels are the same setting"),
         ({"seeds": 0, "generator": torch.Generator()}, "seeds and generator are the same setting"),

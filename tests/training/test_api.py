@@ -56,6 +56,22 @@ def test_a_recipe_can_be_tables_a_file_or_a_recipe(tmp_path):
         recipe.override({"trian": {}})
     with pytest.raises(InputError, match=r"train\.imagse"):
         recipe.override({"train": {"imagse": 3}})
+    for section, key, instead in (
+        ("train", "epochs", "train.images, the number of images to train on (epochs times the size of the data set)"),
+        ("optim", "learning_rate", "optim.lr"),
+        ("train", "lr", "optim.lr"),
+    ):
+        with pytest.raises(InputError) as caught:
+            recipe.override({section: {key: 3}})
+        assert str(caught.value) == f'override has a key "{section}.{key}" that no recipe has; give {instead}'
+    with pytest.raises(InputError, match=r'override has a key "lr" that no recipe has; give optim.lr'):
+        recipe.override(lr=3)
+    with pytest.raises(InputError, match=r'"optim.lr" that no recipe has; give {"optim": {"lr": ...}}'):
+        recipe.override({"optim.lr": 3})
+    assert ditlab.Recipe.load(TABLES).train.images == 64
+    for other in (3, None):
+        with pytest.raises(InputError, match=f"^recipe is a {type(other).__name__}; give a name, the path of a .toml"):
+            ditlab.train(other, tmp_path / "none")
     with pytest.raises(InputError, match='no recipe "digit"'):
         ditlab.train("digit", tmp_path / "none")
 
@@ -92,6 +108,10 @@ def test_values_of_a_recipe_get_their_type(tmp_path):
         ditlab.train(replace(tables, train=replace(settings, images="many")), tmp_path / "b", console=QUIET)
     with pytest.raises(InputError, match=r"data\.source is a Squares; give a string there, or this data set as data="):
         ditlab.train(replace(tables, data=ditlab.config.Data(source=Squares())), tmp_path / "b", console=QUIET)
+    with pytest.raises(InputError, match=r"data\.source is a Squares; give a string there, or this data set as data="):
+        ditlab.train(TABLES | {"data": {"source": Squares()}}, tmp_path / "b", console=QUIET)
+    pipe = ditlab.train(TABLES, tmp_path / "path", data=folder, console=QUIET)
+    assert pipe.config["recipe"]["data"]["source"] == str(folder)
 
 
 def test_a_model_that_reads_gray_as_rgb_resumes(tmp_path, monkeypatch):
@@ -208,6 +228,7 @@ def test_callbacks_that_are_never_called_are_an_error(tmp_path):
             "callback builtin_function_or_method has no method of on_step, on_log, on_preview, on_checkpoint, on_e",
         ),
         (Recorder(), "callbacks is a Recorder; give a list of objects"),
+        ([Recorder], r"callback Recorder is a class; give an object, Recorder\(\)"),
     ):
         with pytest.raises(InputError, match=message):
             ditlab.train(TABLES, tmp_path / "run", callbacks=callbacks, console=QUIET)
@@ -223,3 +244,10 @@ def test_a_callback_stops_a_run_which_can_be_resumed(tmp_path):
     parts = ditlab.train(TABLES, tmp_path / "parts", console=QUIET)
     whole = ditlab.train(TABLES, tmp_path / "whole", console=QUIET)
     assert all(torch.equal(a, b) for a, b in zip(*(x.net.parameters() for x in (parts, whole)), strict=True))
+
+
+def test_a_callback_stops_a_run_after_any_step(tmp_path):
+    stop = SimpleNamespace(on_step=lambda seen, net: seen >= 24)
+    tables = TABLES | {"train": TABLES["train"] | {"log_every": 64}}
+    assert ditlab.train(tables, tmp_path, callbacks=[stop], console=QUIET).config["images_seen"] == 32
+    assert ditlab.train(tables, tmp_path, console=QUIET).config["images_seen"] == 64

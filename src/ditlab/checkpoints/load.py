@@ -1,9 +1,11 @@
 """Load a model of any layout, which is recognized by its content."""
 
 import copy
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +18,14 @@ from ditlab.checkpoints.diffusers_text import text_conditioner
 from ditlab.checkpoints.native import load_folder
 from ditlab.checkpoints.published import FIRST_STAGE, LATENTS, from_official
 from ditlab.conditioning import ClassLabels
+from ditlab.config.options import model_options
 from ditlab.config.sampling import GUIDANCE_ORIGIN
-from ditlab.core.device import pick_device
-from ditlab.core.errors import InputError
+from ditlab.core.device import as_dtype, pick_device
+from ditlab.core.errors import InputError, nearest
 from ditlab.core.hub import fetch, with_revision
 from ditlab.core.sizes import read_text
 from ditlab.core.weights import CONFIG, newest_checkpoint, pick_weights, read_file, read_json
 from ditlab.inference.pipeline import Pipeline
-
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def load(
@@ -70,6 +71,7 @@ def load(
     Raises:
         InputError: the path does not exist, its layout is unknown, a file is damaged, or the device cannot be used.
     """
+    check_names(overrides)
     given = {"weights": weights if weights != "ema" else None, "sit": sit} | overrides
     given |= _places(autoencoder=autoencoder, base=base)
     options = {name: value for name, value in given.items() if value is not None}
@@ -85,6 +87,18 @@ def load(
     if precision is not None:
         pipe.net.to(precision)
     return with_second(pipe.to(place), guidance_device)
+
+
+def check_names(overrides: Iterable[str]) -> None:
+    """Check that no option of a network is a misspelled argument of `load`.
+
+    Raises:
+        InputError: one is.
+    """
+    own = [name for name, argument in signature(load).parameters.items() if argument.kind is Parameter.KEYWORD_ONLY]
+    for name in overrides:
+        if name not in {option.name for option in model_options()} and (line := nearest(name, own)).startswith("did"):
+            raise InputError(f'load has no argument "{name}"; {line}')
 
 
 def with_second(pipe: Pipeline, device: str | torch.device | None) -> Pipeline:
@@ -126,20 +140,6 @@ def _read(
             raise InputError(f"{path} contains {', '.join(overrides)}, which cannot be changed; leave it out")
         pipe = load_folder(path, weights, partial(load, device="cpu"), base)
     return pipe, None
-
-
-def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """Return a precision as a type of torch.
-
-    Raises:
-        InputError: another precision than float32 and bfloat16.
-    """
-    if dtype is None:
-        return None
-    name = str(dtype).removeprefix("torch.")
-    if name not in PRECISIONS:
-        raise InputError(f'unknown precision "{name}"; choose from: {", ".join(PRECISIONS)}')
-    return PRECISIONS[name]
 
 
 def _places(**given: Any) -> dict[str, str]:

@@ -10,6 +10,7 @@ from cyclopts.config import Dict
 
 from ditlab.config.evaluation import RENAMED, Copying, Evaluation
 from ditlab.config.fields import old_names, renamed
+from ditlab.config.meant import remedy, usage_message
 from ditlab.config.reader import (
     NETWORK,
     check_keys,
@@ -18,28 +19,12 @@ from ditlab.config.reader import (
     find_recipe,
     is_recipe,
     read_toml,
-    usage_message,
     without_network,
 )
 from ditlab.config.sampling import SETTINGS
 from ditlab.config.sections import Recipe
 from ditlab.core.printable import printable
 
-MEANT = {  # options of other training programs -> the corresponding option of ditlab
-    "--lr": "--optim.lr",
-    "--learning-rate": "--optim.lr",
-    "--weight-decay": "--optim.weight-decay",
-    "--epochs": "--train.images, the number of images to train on (epochs times the size of the data set)",
-    "--train.epochs": "--train.images, the number of images to train on (epochs times the size of the data set)",
-    "--steps": "--train.images, the number of images to train on (steps times --train.batch)",
-    "--batch": "--train.batch",
-    "--batch-size": "--train.batch",
-    "--train.batch-size": "--train.batch",
-    "--train.lr": "--optim.lr",
-    "--seed": "--train.seed",
-    "--device": "--train.device",
-    "--data": "--data.source",
-}
 OF_TRAINING = ("config", "plan", "train")  # commands that take the recipe of a training run
 COPYING = {option.name for option in fields(Copying)}
 
@@ -118,6 +103,6 @@ def usage_error(error: CycloptsError) -> str:
     """Describe a mistake on the command line in one line; for options of other training programs, name ditlab's."""
     if isinstance(error, UnknownOptionError) and error.command_chain and error.command_chain[0] in OF_TRAINING:
         option = (error.token.keyword or "").replace("_", "-")
-        if option in MEANT:
-            return f"unknown option {option}; give {MEANT[option]}"
+        if option.startswith("--") and (instead := remedy(option, "--")) is not None:
+            return f"unknown option {option}; {instead}"
     return usage_message(error)

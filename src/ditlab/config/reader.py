@@ -6,7 +6,6 @@ command line. Nothing here imports torch.
 
 import dataclasses
 import json
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -14,11 +13,12 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
-from cyclopts import App, CycloptsError, Group, Parameter, ValidationError
+from cyclopts import App, CycloptsError, Group, Parameter
 from cyclopts.config import Dict
 
 from ditlab.config.evaluation import Evaluation, modern_evaluation
 from ditlab.config.fields import renamed
+from ditlab.config.meant import remedy, usage_message
 from ditlab.config.mentioned import mentioned, without_defaults
 from ditlab.config.options import Option, model_options, union
 from ditlab.config.sampling import SETTINGS, modern
@@ -335,16 +335,6 @@ def _read(kind: type[Settings], tables: dict[str, Any], overrides: Sequence[str]
     return result
 
 
-def usage_message(error: CycloptsError) -> str:
-    """Return the message of cyclopts in one line, with keys written as "section.key"."""
-    if isinstance(error, ValidationError) and error.argument is not None:
-        return f"{error.argument.name} {error.exception_message}"
-    text = re.sub(r'"?\[(\w+)\]\[(\w+)\]"?', r"\1.\2", " ".join(str(error).split()))
-    text = re.sub(r'"?\[(\w+)\]"?', r"\1", text)  # a key of a flat table
-    name = error.argument.name if error.argument else ""
-    return text if not name or name.lstrip("-") in text else f"{name}: {text}"
-
-
 def check_sections(tables: dict[str, Any], source: str) -> dict[str, Any]:
     """Return the tables in the present spelling, after a check that every top-level key is a section of a recipe.
 
@@ -354,7 +344,11 @@ def check_sections(tables: dict[str, Any], source: str) -> dict[str, Any]:
     sections = [section.name for section in dataclasses.fields(Recipe)]
     for key, value in tables.items():
         if key not in sections:
-            raise InputError(f'{source} has a section "{key}" that no recipe has; {nearest(key, sections)}')
+            section, _, name = str(key).partition(".")
+            nested = f'give {{"{section}": {{"{name}": ...}}}}' if name and section in sections else None
+            instead = nested or remedy(key) or nearest(str(key), sections)
+            noun = "section" if isinstance(value, dict) else "key"
+            raise InputError(f'{source} has a {noun} "{key}" that no recipe has; {instead}')
         if not isinstance(value, dict):
             raise InputError(f"{source}: {key} is {value!r}, but must be a table; write [{key}] and its keys below it")
     if "sample" in tables:

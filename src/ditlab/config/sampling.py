@@ -123,6 +123,13 @@ DIFFUSERS = {
 SETTINGS = {"interval": "guidance_interval", "grid": "schedule", "quality": "preset"}
 """Names in version 0.1, accepted for one more release in Python, recipes and saved models."""
 ALIASES = DIFFUSERS | SETTINGS
+INSTEAD = {
+    "cfg": 'give "guidance"',
+    "cfg_scale": 'give "guidance"',
+    "return_dict": "leave it out: the result has the attribute images",
+    "scheduler": 'give "sampler"',
+}
+"""Names in other programs -> what to give here."""
 
 
 def outdated(old: str, new: str, level: int = 4) -> None:
@@ -130,12 +137,13 @@ def outdated(old: str, new: str, level: int = 4) -> None:
     warnings.warn(f"{old} is now called {new}; the old name works in this release only", FutureWarning, level)
 
 
-def canonical(words: Mapping[str, Any], others: Iterable[str] = ()) -> dict[str, Any]:
+def canonical(words: Mapping[str, Any], others: Iterable[str] = (), elsewhere: Iterable[str] = ()) -> dict[str, Any]:
     """Replace aliases of sampling settings by the settings' names, and leave out settings that are None.
 
     Args:
         words: any accepted name -> value.
         others: further names that the caller accepts, which are not changed.
+        elsewhere: names of which a misspelling is proposed, but which are no settings.
 
     Raises:
         InputError: an unknown name, or one setting under two names.
@@ -146,7 +154,8 @@ def canonical(words: Mapping[str, Any], others: Iterable[str] = ()) -> dict[str,
     for word, value in words.items():
         name = ALIASES.get(word, word)
         if name not in NAMES and name not in others:
-            raise InputError(f'unknown sampling setting "{word}"; {nearest(word, [*NAMES, *ALIASES, *others])}')
+            instead = INSTEAD.get(word) or nearest(word, [*NAMES, *DIFFUSERS, *others, *elsewhere])
+            raise InputError(f'unknown setting "{word}"; {instead}')
         if value is None:
             continue
         if name in values:

@@ -334,14 +334,18 @@ class Recipe:
     sample: Sample = setting(Sample, resume="free")
 
     @classmethod
-    def load(cls, name: str | Path) -> Self:
-        """Read a recipe from a TOML file, or by the name of a recipe of the package ("digits").
+    def load(cls, name: str | Path | Mapping[str, Any]) -> Self:
+        """Read a recipe from a TOML file, by the name of a recipe of the package ("digits"), or from its tables.
 
         Raises:
             InputError: no such recipe, an unknown key, or a value of the wrong type.
         """
         from ditlab.config.reader import find_recipe, parse_recipe, read_toml
 
+        if isinstance(name, Mapping):
+            return cls(**vars(parse_recipe(dict(name))))
+        if not isinstance(name, str | Path):
+            raise InputError(f"recipe is a {type(name).__name__}; give a name, the path of a .toml file, or tables")
         path = find_recipe(str(name))
         return cls(**vars(parse_recipe(read_toml(path), source=str(path))))
 

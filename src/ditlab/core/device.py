@@ -104,6 +104,23 @@ def usable_device(device: "str | torch.device") -> "torch.device":
         raise InputError(f'device "{device}" cannot be used ({reason}); try auto or cpu') from error
 
 
+def as_dtype(dtype: "str | torch.dtype | None") -> "torch.dtype | None":
+    """Return the precision of a network as a type of torch: "float32" or "bfloat16"; None stays None.
+
+    Raises:
+        InputError: another precision.
+    """
+    import torch
+
+    if dtype is None:
+        return None
+    precisions = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    name = str(dtype).removeprefix("torch.")
+    if name not in precisions:
+        raise InputError(f'unknown precision "{name}"; choose from: {", ".join(precisions)}')
+    return precisions[name]
+
+
 def process_place() -> tuple[int, int]:
     """Return the rank of this process and the number of processes, which launchers such as torchrun set."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))

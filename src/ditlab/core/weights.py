@@ -212,7 +212,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         if (aside := moved_aside(folder)) is not None:
             raise InputError(f"saving {folder} was interrupted; rename {aside}, the earlier model, to it") from None
-        raise nothing_at(folder, "model", f"give a model folder (with {CONFIG}) or a run folder") from None
+        places = f"give a model folder (with {CONFIG}), a run folder or a file of weights"
+        raise nothing_at(folder, "model", places) from None
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {file}: {reason(error)}; restore it from a copy") from error
     if config.get("format") != "ditlab":

@@ -46,6 +46,8 @@ def from_torch(dataset: Any, *, range: str = "", show: tuple[int, ...] = ()) -> 
         dataset = Arrays.from_tables(dataset)
     elif isinstance(dataset, tuple | list) and len(dataset) == 2 and isinstance(dataset[0], Tensor | np.ndarray):
         dataset = Arrays(*dataset)
+    elif isinstance(dataset, Tensor | np.ndarray):
+        raise InputError("data is one array; give (images, labels), with the label 0 for all if there are no classes")
     return TorchImages(dataset, range=range, show=show)
 
 

@@ -83,6 +83,8 @@ def evaluate(
         InputError: the settings contradict each other, or another process works on the same evaluation.
     """
     settings, console = with_keywords(settings or Evaluation(), keywords), console or Console(quiet=True)
+    if not isinstance(source, str | Path | BasePipeline):
+        raise InputError(f"the source is a {type(source).__name__}; give a pipeline, the path of a model, or images")
     source = source if isinstance(source, BasePipeline) else expand(str(source))
     job = plan_evaluation(source, settings, console, {} if measured is None else measured)
     folder = Path(expand(str(out or home_of(source)))) / f"{name}-{protocol_hash(job.protocol)}"

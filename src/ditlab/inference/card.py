@@ -54,7 +54,7 @@ def model_card(config: Mapping[str, Any], name: str, channels: int) -> str:
 
     Args:
         config: the content of `config.json`, see `Pipeline.describe`. Names in it may contain anything.
-        name: name of the model.
+        name: name of the model: that of its folder, or a hub id.
         channels: channels of its images.
     """
     net, objective, classes = config["backbone"], config["objective"], config["classes"]
@@ -81,7 +81,7 @@ def model_card(config: Mapping[str, Any], name: str, channels: int) -> str:
         facts["note"] = config["note"]
     return CARD.format(
         license=yaml_text(str(config.get("license", config.get(OLD_LICENSE, "other")))),
-        title=literal(name),
+        title=literal(name.rpartition("/")[2]),
         name=name,
         facts="\n".join(f"- {key}: {literal(value)}" for key, value in facts.items()),
         label=repr((classes or prompts)[0]) if classes or prompts else "None" if net["classes"] == 0 else "0",

@@ -29,7 +29,7 @@ def push(
     if license is not None:
         pipe.config["license"] = license
     with tempfile.TemporaryDirectory() as draft:
-        folder = saving.write_whole(pipe, Path(draft), repository.rpartition("/")[2])
+        folder = saving.write_whole(pipe, Path(draft), repository)
         add_metadata(folder / saving.CARD, pipe.config.get("recipe", {}), hub)
         try:
             return upload(hub.HfApi(token=token) if token else hub.HfApi(), repository, folder, private, revision)

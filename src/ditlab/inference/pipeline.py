@@ -19,7 +19,7 @@ from ditlab.autoencoders import Autoencoder, Pixel
 from ditlab.backbones import Backbone
 from ditlab.conditioning import ClassLabels, Conditioner
 from ditlab.config.sampling import outdated, preset_options
-from ditlab.core.device import usable_device
+from ditlab.core.device import as_dtype, usable_device
 from ditlab.core.errors import InputError
 from ditlab.core.spelling import expand
 from ditlab.core.types import Label
@@ -121,15 +121,29 @@ class Pipeline(BasePipeline):
         if values != EIGHT_BITS:
             self.config["values"] = values.describe()
 
-    def to(self, device: torch.device | str) -> Self:
-        """Move network and autoencoder to a device; returns the same pipeline.
+    def to(
+        self, device: torch.device | torch.dtype | str | None = None, dtype: torch.dtype | str | None = None
+    ) -> Self:
+        """Move network and autoencoder to a device, and change the precision of the network; returns the same pipeline.
+
+        Args:
+            device: the device; None leaves the model where it is. A torch.dtype here is the precision.
+            dtype: "float32" or "bfloat16", also as torch.dtype; None leaves the precision as it is.
 
         Raises:
-            InputError: the device does not exist or cannot be used.
+            InputError: the device does not exist or cannot be used, or another precision.
         """
-        device = usable_device(device)
-        self.net.to(device)
-        self.autoencoder.to(device)
+        if isinstance(device, torch.dtype):
+            device, dtype = None, device if dtype is None else dtype
+        precision = as_dtype(dtype)
+        if device is not None:
+            device = usable_device(device)
+            self.net.to(device)
+            self.autoencoder.to(device)
+        if precision is not None:
+            for pipe in (self, self.second):
+                if pipe is not None:
+                    pipe.net.to(precision)
         return self
 
     def prepared(self, precision: str = "auto") -> PreparedPipeline:

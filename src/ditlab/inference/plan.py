@@ -27,6 +27,7 @@ from ditlab.inference.caching import check_fixed, pick_cache, with_tuned_reuse
 from ditlab.inference.inpaint import Original
 from ditlab.inference.optimize.reuse import FeatureCache
 
+IN_CALLS = ("labels", "seeds", "image", "mask", "strength", "size", "negative_prompt", "batch_size", "output_type")
 SKIP_SCALE, SKIP_INTERVAL = 2.8, (0.01, 0.2)  # defaults of skip-layer guidance in diffusers
 
 
@@ -140,7 +141,7 @@ def resolve(
     Raises:
         InputError: a setting is unknown, out of range, or does not fit the model.
     """
-    explicit = canonical(words)
+    explicit = canonical(words, elsewhere=IN_CALLS)
     values = filled(explicit, defaults or Sample(), isinstance(objective.process, DDPM))
     # Defaults of a saved model must be imported already; names from the caller may be imported now.
     with nullcontext() if "sampler" in explicit else imported_parts_only():

@@ -16,7 +16,7 @@ from torch.multiprocessing.spawn import ProcessRaisedException, spawn
 from ditlab.config.reader import find_recipe, parse_recipe, read_toml, to_tables
 from ditlab.config.sections import Recipe
 from ditlab.core.device import keep_freed_memory, pick_device, process_place
-from ditlab.core.errors import RunError
+from ditlab.core.errors import InputError, RunError
 from ditlab.core.io import replace_text
 from ditlab.core.terminal import make_console, say
 from ditlab.core.units import counted
@@ -119,9 +119,18 @@ def train_in_processes(recipe: Recipe, out: Path, console: Console) -> Pipeline:
             part = port, cores // PROCESSES, to_tables(recipe), str(out)
             spawn(train_part, part, PROCESSES)  # type: ignore[no-untyped-call]
         except ProcessRaisedException as error:
-            raise RunError(f"a process of the training failed: {str(error).strip().splitlines()[-1]}") from None
+            raise failure(str(error)) from None
         console = Console(quiet=True)  # the finished run is only loaded
     return train(recipe, out, console=console)
+
+
+def failure(trace: str) -> InputError | RunError:
+    """The error of a process of the training, of which only the traceback is left."""
+    line = trace.strip().splitlines()[-1]
+    name, _, message = line.partition(": ")
+    if name == f"{InputError.__module__}.{InputError.__name__}":
+        return InputError(message)
+    return RunError(f"a process of the training failed: {line}")
 
 
 def train_part(rank: int, port: int, threads: int, tables: dict[str, Any], out: str) -> None:

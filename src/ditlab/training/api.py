@@ -10,7 +10,7 @@ from rich.console import Console
 from torch.utils.data import Dataset as TorchDataset
 
 from ditlab.backbones.lora import merged
-from ditlab.config.reader import parse_recipe, to_tables
+from ditlab.config.reader import to_tables
 from ditlab.config.sections import Recipe
 from ditlab.core.device import process_place
 from ditlab.core.errors import InputError
@@ -41,7 +41,7 @@ def train(
     recipe: Recipe | str | Path | Mapping[str, Any],
     out: str | Path,
     *,
-    data: str | Dataset | TorchDataset[Any] | tuple[Any, Any] | Mapping[str, Any] | None = None,
+    data: str | Path | Dataset | TorchDataset[Any] | tuple[Any, Any] | Mapping[str, Any] | None = None,
     callbacks: Sequence[Callback] = (),
     changes: bool = False,
     console: Console | None = None,
@@ -56,8 +56,8 @@ def train(
         data: replaces data.source of the recipe: a data source, a torch data set of (image, label) pairs, or arrays
             (images, labels), as in `ditlab.data.from_torch`.
         callbacks: objects with any of the methods on_step(seen, net), on_log(seen, values), on_preview(seen, image),
-            on_checkpoint(seen, folder) and on_end(pipe); see `ditlab.training.callbacks`. If on_log returns True, the
-            run is saved and ends.
+            on_checkpoint(seen, folder) and on_end(pipe); see `ditlab.training.callbacks`. If on_step or on_log
+            returns True, the run is saved and ends.
         changes: whether a run may resume with settings that differ from those it started with.
         console: where progress is shown (default: standard error).
 
@@ -87,7 +87,7 @@ def joined_run(
     recipe: Recipe | str | Path | Mapping[str, Any],
     out: str | Path,
     *,
-    data: str | Dataset | TorchDataset[Any] | tuple[Any, Any] | Mapping[str, Any] | None = None,
+    data: str | Path | Dataset | TorchDataset[Any] | tuple[Any, Any] | Mapping[str, Any] | None = None,
     callbacks: Sequence[Callback] = (),
     changes: bool = False,
     console: Console | None = None,
@@ -96,8 +96,8 @@ def joined_run(
     console = console or make_console(stderr=True)
     recipe = as_recipe(recipe)
     dataset: Dataset | None = None
-    if isinstance(data, str):
-        recipe = replace(recipe, data=replace(recipe.data, source=data))
+    if isinstance(data, str | Path):
+        recipe = replace(recipe, data=replace(recipe.data, source=str(data)))
     elif data is not None:
         settings = recipe.data
         dataset = data if isinstance(data, Dataset) else from_torch(data, range=settings.range, show=settings.show)
@@ -125,14 +125,14 @@ def as_recipe(recipe: Recipe | str | Path | Mapping[str, Any]) -> Recipe:
     Raises:
         InputError: there is no such recipe, or it has an unknown key or an invalid value.
     """
-    if isinstance(recipe, Recipe):
-        source: Any = recipe.data.source
+    tables: Any = to_tables(recipe) if isinstance(recipe, Recipe) else recipe
+    if isinstance(tables, Mapping) and isinstance(data := tables.get("data"), Mapping):
+        source = data.get("source", "")
         if not isinstance(source, str | Path):
             raise InputError(
                 f"data.source is a {type(source).__name__}; give a string there, or this data set as data= of train()"
             )
-        return parse_recipe(to_tables(recipe), source="recipe")
-    return Recipe.load(recipe) if isinstance(recipe, str | Path) else parse_recipe(dict(recipe))
+    return Recipe.load(tables)
 
 
 def train_here(job: Job) -> None:

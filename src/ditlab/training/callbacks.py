@@ -14,7 +14,8 @@ from ditlab.training.trackers import Tracker, flat
 Callback = Any
 """An object with any of the methods
 
-    on_step(seen, net)            after each step: images seen, and the network that is trained
+    on_step(seen, net)            after each step: images seen, and the network that is trained; returning True stops
+                                  the run
     on_log(seen, values)          after each line of metrics: metrics by name; returning True stops the run
     on_preview(seen, image)       after each preview: a PIL image
     on_checkpoint(seen, folder)   when a checkpoint is written: its path; training waits for it
@@ -36,6 +37,8 @@ def check_callbacks(callbacks: Sequence[Callback]) -> None:
     if not isinstance(callbacks, Sequence):
         raise InputError(f"callbacks is a {type(callbacks).__name__}; give a list of objects")
     for callback in callbacks:
+        if isinstance(callback, type):
+            raise InputError(f"callback {callback.__name__} is a class; give an object, {callback.__name__}()")
         names = [name for name in dir(callback) if name.startswith("on_") and callable(getattr(callback, name))]
         if not names:
             raise InputError(f"callback {type(callback).__name__} has no method of {', '.join(METHODS)}; give it one")
@@ -67,9 +70,9 @@ class Listeners:
         """Send a preview to all callbacks."""
         self.call("on_preview", seen, image)
 
-    def step(self, seen: int, net: Backbone) -> None:
-        """Send the network to all callbacks."""
-        self.call("on_step", seen, net)
+    def step(self, seen: int, net: Backbone) -> bool:
+        """Send the network to all callbacks; returns whether one stops the run."""
+        return any(result is True for result in self.call("on_step", seen, net))
 
     def checkpoint(self, seen: int, folder: Path) -> None:
         """Send the path of a checkpoint to all callbacks."""

@@ -72,8 +72,7 @@ def train_to_end(job: Job) -> None:
             state.seconds = agreed(job, job.now - started)
             signal = place.maximum(max(signals, default=0))
             log.show(state.seen, state.tally.means)
-            listeners.step(state.seen, state.net)
-            stop = job.finished
+            stop = agreed_stop(job, listeners.step(state.seen, state.net)) or job.finished
             if steps.due(settings.log_every, before):
                 stop = write_log(job, log, listeners, rate) or stop
             saves = steps.due(settings.save_every, before) or bool(signal) or stop
@@ -241,6 +240,11 @@ def write_log(job: Job, log: RunLog, listeners: Listeners, rate: float) -> bool:
     log.write(state.seen, values)
     stop = listeners.log(state.seen, values)
     state.tally = Tally()
+    return agreed_stop(job, stop)
+
+
+def agreed_stop(job: Job, stop: bool) -> bool:
+    """Whether a callback stops the run; only the first process calls them, and all processes stop together."""
     return job.place.agree(stop) if job.callbacks else False
 
 
