@@ -144,7 +144,9 @@ def serve(
     loaded, runs = open_models(models, options, base)
     host = "[::1]" if options.host == "::1" else options.host
     say(f"{', '.join([*loaded] or runs)} at http://{host}:{listening.getsockname()[1]}; stop with Ctrl-C")
-    application = create_app(loaded, limits, token, runs, hosts)
+    local = options.host in LOOPBACK and not token and not options.allowed_hosts  # not behind a proxy either
+    paths = {Path(model).name or model: model for model in models} if local else {}
+    application = create_app(loaded, limits, token, runs, hosts, paths)
     uvicorn.Server(server_config(application, limits)).run(sockets=[listening])
 
 
