@@ -193,7 +193,7 @@ def copied(page, name):
 
 
 def image_of(folder):
-    (file,) = [path for path in folder.rglob("*.png") if path.parent != folder and "sheet" not in path.name]
+    (file,) = [path for path in (folder / "image").glob("*.png") if path.name != "grid.png"]
     return Image.open(file).convert("L")
 
 

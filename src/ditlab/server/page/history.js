@@ -28,10 +28,18 @@ async function store(mode, work) {
   });
 }
 
-export async function remember(entry) {
+// Places at the start of the list for the images of a request, so that nothing moves when they come; the first image is
+// last in the list.
+export function reserve(count) {
+  const places = Array.from({ length: count }, () => element("li"));
+  $("history").prepend(...places);
+  return places.reverse();
+}
+
+export async function remember(entry, place) {
   entry.id = await store("readwrite", (pictures) => pictures.add(entry));
   entries.unshift(entry);
-  $("history").prepend(item(entry));
+  place.replaceWith(item(entry));
   count();
   return entry;
 }
@@ -57,7 +65,7 @@ function item(entry) {
   const button = element("button", { type: "button" }, image);
   listed(button, image, entry.picture);
   button.addEventListener("click", () => select(entry));
-  return element("li", {}, button);
+  return Object.assign(element("li", {}, button), { entry });
 }
 
 // Shows an image, or compares it with the one that waits for another.
@@ -183,7 +191,7 @@ async function remove(entry) {
   await store("readwrite", (pictures) => pictures.delete(entry.id));
   const i = entries.indexOf(entry);
   entries.splice(i, 1);
-  $("history").children[i].remove();
+  [...$("history").children].find((child) => child.entry === entry).remove();
   count();
   changed();
   entries.length ? open(entries[Math.min(i, entries.length - 1)]) : $("detail").close();
@@ -247,7 +255,7 @@ export function connect({ take, again, begin, deleted }) {
     if (!confirm(`Delete ${entries.length === 1 ? "the only image" : `all ${entries.length} images`} of the history?`)) return;
     await store("readwrite", (images) => images.clear());
     [entries, comparing] = [[], null];
-    $("history").replaceChildren();
+    for (const child of [...$("history").children]) if (child.entry) child.remove(); // images in progress keep their places
     count();
     changed();
   });

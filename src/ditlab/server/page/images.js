@@ -4,7 +4,7 @@ import * as classes from "./classes.js";
 import { Player, isClip, read as readClip, screen } from "./clip.js";
 import * as further from "./further.js";
 import * as given from "./given.js";
-import { connect as connectHistory, has, newest, remember, select } from "./history.js";
+import { connect as connectHistory, has, newest, remember, reserve, select } from "./history.js";
 import * as init from "./init-image.js";
 import { read } from "./png.js";
 import { $, SAMPLERS, described, element, events, labelAt, lines, model, noun, ofClips, picture, placeOf, post, shared, sides, source, speaker, subject } from "./service.js";
@@ -50,7 +50,7 @@ function lay(title, count, of = model()) {
   const columns = columnsFor(count);
   const values = { "--columns": columns, "--rows": Math.ceil(count / columns), "--aspect": width / height };
   for (const [name, value] of Object.entries(values)) $("current").style.setProperty(name, value);
-  const places = Array.from({ length: count }, () => element("button", { type: "button", disabled: true }, picture({ alt: "" })));
+  const places = Array.from({ length: count }, () => element("button", { type: "button", disabled: true, title: "Not generated yet" }, picture({ alt: "" })));
   $("current").replaceChildren(...places.map((place) => element("figure", {}, place, element("figcaption"))));
   $("stage-title").textContent = title;
   player.load([]);
@@ -87,7 +87,11 @@ function tidy() {
   classes.thumbnails(example);
 }
 
-const put = (place, address, alt) => Object.assign(place.firstChild, { src: address, alt });
+function put(place, address, alt) {
+  Object.assign(place.firstChild, { src: address, alt });
+  place.title = "";
+}
+
 const name = (place, text) => Object.assign(place.nextSibling, { textContent: text, title: text });
 
 // What is seen on arrival: the newest images of the history that this model made, or examples as the server makes them.
@@ -185,16 +189,14 @@ async function readPrompts() {
 // ---------------------------------------------------------------- generation
 
 async function generate(asked) {
-  if (cancel) {
-    queue.push(asked);
-    return waiting();
-  }
-  for (let next = asked; next; next = queue.shift()) await generateOne(next);
+  queue.push([asked, reserve(asked.n)]);
+  if (cancel) return waiting();
+  while (queue.length) await generateOne(...queue.shift());
 }
 
 const waiting = () => ($("cancel").textContent = queue.length ? `Cancel (${queue.length} waiting)` : "Cancel");
 
-async function generateOne(asked) {
+async function generateOne(asked, reserved) {
   cancel = new AbortController();
   busy(true);
   waiting();
@@ -210,7 +212,7 @@ async function generateOne(asked) {
       if (event.error) throw new Error(event.error.message);
       $("progress").value = event.step / event.steps;
       const seconds = (performance.now() - begun) / 1000;
-      if (event.type.endsWith("completed")) await finish(places, event.data, asked, seconds);
+      if (event.type.endsWith("completed")) await finish(places, reserved, event.data, asked, seconds);
       else {
         event.data?.forEach((one, i) => put(places[i], source(one.b64_json), `preview of image ${i + 1}`));
         const left = (seconds / event.step) * (event.steps - event.step);
@@ -224,14 +226,15 @@ async function generateOne(asked) {
     }
     say(error.name === "AbortError" ? "Canceled" : error);
   } finally {
+    for (const place of reserved) place.remove(); // those that no image has taken
     cancel = null;
     busy(false);
   }
 }
 
-async function finish(places, data, asked, seconds) {
+async function finish(places, reserved, data, asked, seconds) {
   const made = [];
-  for (const [i, one] of data.entries()) made.push(await remember({ picture: one.b64_json, settings: one.settings, asked, place: i }));
+  for (const [i, one] of data.entries()) made.push(await remember({ picture: one.b64_json, settings: one.settings, asked, place: i }, reserved[i]));
   fill(places, made);
   const what = isClip(made[0].picture) ? "clip" : "image"; // another model may be selected now
   say(`${data.length} ${data.length === 1 ? what : `${what}s`} in ${seconds.toFixed(1)} s`);
@@ -299,7 +302,7 @@ export function connect(choose, reveal) {
     generate(request());
   });
   $("cancel").addEventListener("click", () => {
-    queue.length = 0;
+    for (const [, reserved] of queue.splice(0)) for (const place of reserved) place.remove();
     cancel?.abort();
     waiting();
   });
