@@ -35,12 +35,12 @@ export function python(entry) {
   const given = options(settings).map((name) => `${name}=${pythonValue(settings[name])}`);
   if (sizeOf(entry)) given.push(`size=(${sizeOf(entry).join(", ")})`);
   if (settings.negative_prompt) given.unshift(`negative_prompt=${pythonValue(settings.negative_prompt)}`);
-  if (asked.image) given.push('image="init.png"', ...(asked.mask ? ['mask="mask.png"', `resample=${settings.resample}`] : []), `strength=${settings.strength}`);
+  if (asked.image) given.push('image=Image.open("init.png")', ...(asked.mask ? ['mask=Image.open("mask.png")', `resample=${settings.resample}`] : []), `strength=${settings.strength}`);
   const frames = Object.keys(asked.given ?? {}).map((number) => `${number}: Image.open("${FRAMES[number] ?? `frame${number}.png`}")`);
   if (frames.length) given.push(`given={${frames.join(", ")}}`);
   for (const key of ["frames", "overlap"]) if (settings[key]) given.push(`${key}=${settings[key]}`);
   const call = [`[${labels}]`, `seeds=[${pythonValue(settings.seed)}]`, ...given].join(", ");
-  return `import ditlab\n${frames.length ? "from PIL import Image\n" : ""}\npipe = ditlab.load(${pythonValue(pathOf(settings) ?? settings.model)})${pathOf(settings) ? "" : "  # the folder of the model"}\npipe(${call}).save("image")\n`;
+  return `import ditlab\n${frames.length || asked.image ? "from PIL import Image\n" : ""}\npipe = ditlab.load(${pythonValue(pathOf(settings) ?? settings.model)})${pathOf(settings) ? "" : "  # the folder of the model"}\npipe(${call}).save("image")\n`;
 }
 
 export function command(entry, file) {
