@@ -4,109 +4,14 @@ import base64
 import io
 import json
 import re
-import shutil
-import subprocess
 import zipfile
 
 import pytest
-import text_net
-import torch
-from helpers import perturbed, serving, smooth, tiny_pipeline
+from pages import drawn, problems
 from PIL import Image
 
-from ditlab.backbones import create
-from ditlab.conditioning import Text
-from ditlab.config.reader import find_recipe
-from ditlab.core.io import held
-from ditlab.diffusion.objective import Objective
-from ditlab.diffusion.process import make_process
-from ditlab.inference.pipeline import Pipeline
-
-BROWSER = shutil.which("chromium")
-pytestmark = [
-    pytest.mark.skipif(BROWSER is None, reason="needs Debian's chromium"),
-    pytest.mark.slow,
-]
 playwright = pytest.importorskip("playwright.sync_api")
-
-
-@pytest.fixture(scope="module")
-def address(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
-    pipe = smooth(tiny_pipeline())
-    pipe.classes = ["ant", "bee", "cow"]
-    pipe.config["sample"] = {"sampler": "ab4", "steps": 20, "guidance": 2.0}
-    pipe.save(folder / "small")
-    smooth(tiny_pipeline(classes=0)).save(folder / "plain")
-    smooth(tiny_pipeline(classes=60)).save(folder / "many")
-    text_pipeline().save(folder / "text")
-    clip_pipeline().save(folder / "clips")
-    begin_run(folder / "going")
-    begin_run(folder / "ended", images=300)
-    names = ("small", "plain", "many", "text", "clips", "going", "ended")
-    imported = f"--import={text_net.__file__}"
-    with held(folder / "going"), serving(*(folder / name for name in names), imported) as address:
-        yield address
-
-
-def text_pipeline():
-    """A model that reads text, with random weights."""
-    torch.manual_seed(0)
-    conditioner = Text.for_data(None, {"captions": ["a red apple", "a blue apple"]})
-    net = create("text_net:TextNet", size=8, channels=3, learn_variance=False, **conditioner.network_options())
-    config = {"prompts": ["a red apple", "a blue apple"], "sample": {"sampler": "euler", "steps": 4, "guidance": 2.0}}
-    return Pipeline(net, Objective(make_process("linear"), "velocity"), conditioner=conditioner, config=config)
-
-
-def clip_pipeline():
-    """A model of clips of 4 frames of 8x16 pixels, with random weights."""
-    torch.manual_seed(0)
-    net = create(
-        "VideoDiT", size=(4, 8, 16), channels=1, classes=2, width=32, depth=1, heads=2, patch=4, learn_variance=False
-    )
-    config = {"sample": {"sampler": "euler", "steps": 6, "guidance": 2.0}}
-    objective = Objective(make_process("linear"), "velocity")
-    return Pipeline(perturbed(net, 0.05), objective, classes=["left", "right"], config=config)
-
-
-def begin_run(run, images=800):
-    """A training run that has no checkpoint yet."""
-    (run / "previews").mkdir(parents=True)
-    (run / "recipe.toml").write_text(find_recipe("digits").read_text())
-    lines = [
-        {"images": 100 * i, "loss": 1 / i, "images_per_second": 50.0, "lr": 0.1} for i in range(1, images // 100 + 1)
-    ]
-    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    Image.new("RGB", (40, 20), "red").save(run / "previews" / f"{images:012}.png")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as driver:
-        running = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox", "--no-proxy-server"])
-        yield running
-        running.close()
-
-
-@pytest.fixture
-def page(browser, address):
-    context = browser.new_context()
-    page = context.new_page()
-    page.wrong, page.asked = [], []
-    page.on("console", lambda reported: page.wrong.append(reported.text) if reported.type == "error" else None)
-    page.on("pageerror", lambda error: page.wrong.append(str(error)))
-    page.on("request", lambda request: page.asked.append(request.url))
-    page.goto(address)
-    page.get_by_role("button", name="bee", exact=True).wait_for()
-    yield page
-    assert page.wrong == []
-    assert all(url.startswith((address, "data:", "blob:")) for url in page.asked)
-    context.close()
-
-
-def drawn(page, count):
-    page.get_by_role("status").filter(has_text=re.compile("images? in")).wait_for(timeout=20_000)
-    assert page.locator("#current img").count() == count
+pytestmark = pytest.mark.slow
 
 
 def test_classes_are_chosen_generated_and_remembered(page):
@@ -363,34 +268,6 @@ def test_a_png_gives_its_settings_back(page, tmp_path):
     assert page.locator("#detail-other").is_visible()
 
 
-def test_an_image_is_copied_as_python_command_and_curl(page, address, tmp_path):
-    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    page.get_by_role("button", name="bee", exact=True).click()
-    page.get_by_role("spinbutton", name="Images").fill("1")
-    page.locator("#seed").fill("5")
-    page.get_by_role("button", name="Generate", exact=True).click()
-    drawn(page, 1)
-    page.locator("#current button").click()
-    copied = []
-    for name in ("Python", "command", "curl"):
-        page.get_by_role("button", name=f"Copy as {name}").click()
-        page.locator("#copied").filter(has_text="Copied").wait_for()
-        copied.append(page.evaluate("navigator.clipboard.readText()"))
-        page.locator("#copied").evaluate("place => (place.textContent = '')")
-    assert copied[0] == (
-        'import ditlab\n\npipe = ditlab.load("small")  # the folder of the model\n'
-        'pipe([1], seeds=[5], sampler="ab4", steps=20, guidance=2, guidance_interval=(0, 1), schedule="uniform")'
-        '.save("image")\n'
-    )
-    assert copied[1] == (
-        "ditlab sample 'small' --labels index:1 --seeds 5 --sampler ab4 --steps 20 --guidance 2 "
-        "--guidance-interval 0 1 --schedule uniform\n"
-    )
-    shown = subprocess.run(["sh", "-c", copied[2].replace("curl", "curl -s")], capture_output=True, check=True).stdout
-    made = page.locator("#current img").get_attribute("src").split(",")[1]
-    assert json.loads(shown)["data"][0]["b64_json"] == made
-
-
 def test_the_theme_is_chosen_and_kept(page):
     page.emulate_media(color_scheme="light")
     background = "getComputedStyle(document.body).backgroundColor"
@@ -538,7 +415,7 @@ def test_prompts_are_typed_read_from_a_file_and_interpolated(page, tmp_path):
     page.get_by_role("button", name="Generate", exact=True).click()
     drawn(page, 2)
     assert page.locator("#current img").nth(1).get_attribute("alt") == "blue, seed 1"
-    assert serious(page) == []
+    assert problems(page) == []
     page.locator("#history button").first.click()
     reported = page.locator("#detail-settings").inner_text()
     assert "negative prompt" in reported
@@ -585,7 +462,7 @@ def test_a_text_model_is_compared_with_a_class_model(page):
         "a blue apple",
     ]
     assert page.get_by_role("columnheader").nth(1).inner_text() == "seed 1"
-    assert serious(page) == []
+    assert problems(page) == []
 
 
 def test_a_run_is_watched(page):
@@ -662,7 +539,7 @@ def test_clips_play_in_a_loop_and_are_scrubbed(page):
     assert page.locator(NUMBER).inner_text() == "3 / 4"
     shown = page.locator("#current canvas").first.evaluate("canvas => canvas.toDataURL()")
     assert page.locator("#current canvas").nth(1).get_attribute("aria-label") == "class right, seed 1"
-    assert serious(page) == []
+    assert problems(page) == []
     page.locator("#current button").first.click()
     with page.expect_download() as download:
         page.get_by_role("link", name="Download PNG").click()
@@ -675,7 +552,7 @@ def test_clips_play_in_a_loop_and_are_scrubbed(page):
     detail.get_by_label("Frame").press("ArrowRight")  # scrubs, and does not open the next clip
     assert detail.locator(".number").inner_text() == "3 / 4"
     assert page.locator("#detail-title").inner_text() == "class left, seed 0"
-    assert serious(page) == []
+    assert problems(page) == []
     page.get_by_role("button", name="Compare with another clip").click()
     page.locator("#history button").first.click()
     detail.locator(".number").filter(has_text="/ 4").wait_for()
@@ -785,32 +662,3 @@ def test_equal_frames_that_a_file_merges_are_counted(page):
         return [frames.map(level), milliseconds];
     }"""
     assert page.evaluate(read, base64.b64encode(content.getvalue()).decode()) == [[10, 10, 10, 90, 10], 125]
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", [(1200, 800), (360, 700)])
-def test_the_page_has_no_serious_accessibility_problem(page, scheme, size):
-    page.emulate_media(color_scheme=scheme)
-    page.set_viewport_size({"width": size[0], "height": size[1]})
-    page.get_by_role("button", name="Generate", exact=True).click()
-    drawn(page, 4)
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    assert serious(page) == []
-    page.locator("#history button").first.click()
-    assert serious(page) == []
-    page.keyboard.press("Escape")
-    for view, button in (("Inspect", "Inspect image"), ("Compare", "Generate grid"), ("Runs", None)):
-        page.get_by_role("button", name=view, exact=True).click()
-        if button:
-            page.get_by_role("button", name=button).click()
-        page.locator("#attention-told:has-text('Step'), #table tr:nth-child(3), #preview").locator(
-            "visible=true"
-        ).wait_for()
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        assert serious(page) == []
-
-
-def serious(page):
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
-    found = axe.Axe().run(page).response["violations"]
-    return [(each["id"], each["nodes"][0]["html"]) for each in found if each["impact"] in ("serious", "critical")]

@@ -144,8 +144,14 @@ def serve(
     loaded, runs = open_models(models, options, base)
     host = "[::1]" if options.host == "::1" else options.host
     say(f"{', '.join([*loaded] or runs)} at http://{host}:{listening.getsockname()[1]}; stop with Ctrl-C")
-    application = create_app(loaded, limits, token, runs, hosts)
+    shared = token or options.host not in LOOPBACK
+    application = create_app(loaded, limits, token, runs, hosts, {} if shared else readable_paths(models, options))
     uvicorn.Server(server_config(application, limits)).run(sockets=[listening])
+
+
+def readable_paths(models: Sequence[str], options: Serving) -> dict[str, str]:
+    """The models by name, for commands that the page copies; none behind a proxy, which names its host."""
+    return {} if options.allowed_hosts else {Path(model).name or model: model for model in models}
 
 
 def server_config(application: "FastAPI", limits: "Limits") -> "uvicorn.Config":

@@ -29,6 +29,7 @@ def create_app(
     token: str = "",
     runs: Mapping[str, Path] | None = None,
     hosts: Hosts | None = None,
+    paths: Mapping[str, str] | None = None,
 ) -> FastAPI:
     """Build the application.
 
@@ -38,9 +39,10 @@ def create_app(
         token: that every request must have; empty for none.
         runs: folders of training runs by name, of which the progress is shown.
         hosts: names of the service, to which requests must be addressed; None for any name.
+        paths: folders or hub ids of models by name, which clients may read.
     """
     limits, metrics = limits or Limits(), PrometheusMetrics()
-    service = Service(models, limits, metrics)
+    service = Service(models, limits, metrics, paths)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

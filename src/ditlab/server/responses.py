@@ -92,6 +92,10 @@ class Model(BaseModel):
 
     id: str = Field(description="The name to use in requests.", examples=["demo"])
     object: str = Field(examples=["model"])
+    path: str | None = Field(
+        description="Its folder or hub id, as given to the service; null if other machines can connect to it.",
+        examples=["runs/demo"],
+    )
     owned_by: str = Field(examples=["ditlab"])
     network: str = Field(examples=["DiT"])
     size: str = Field(description="WIDTHxHEIGHT of its images, FRAMESxWIDTHxHEIGHT of its clips.", examples=["32x32"])
@@ -296,6 +300,7 @@ def model_info(service: Service, name: str) -> dict[str, Any]:
     return {
         "id": name,
         "object": "model",
+        "path": service.paths.get(name),
         "owned_by": "ditlab",
         "network": pipe.net.config["name"],
         "size": about.size,

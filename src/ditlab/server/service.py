@@ -68,15 +68,23 @@ class Failed(Exception):  # noqa: N818 - not an error of the caller
 class Service:
     """Generates images with several models for many clients at the same time."""
 
-    def __init__(self, models: Mapping[str, BasePipeline], limits: Limits, metrics: Metrics | None = None) -> None:
+    def __init__(
+        self,
+        models: Mapping[str, BasePipeline],
+        limits: Limits,
+        metrics: Metrics | None = None,
+        paths: Mapping[str, str] | None = None,
+    ) -> None:
         """A service that accepts requests.
 
         Args:
             models: by the names that requests use; the first one is the default.
             limits: of each request, and of all together.
             metrics: hooks that count what happens.
+            paths: folders or hub ids of models by name, which clients may read.
         """
         self.models, self.limits, self.metrics = dict(models), limits, metrics or Metrics()
+        self.paths = dict(paths or {})
         self.about = {name: About.of(pipe) for name, pipe in self.models.items()}
         self.engines = {
             name: Engine(pipe, rows=limits.rows, on_call=self.metrics.network_call)

@@ -12,10 +12,12 @@ async function start() {
   try {
     await images.restore();
     if (failure) throw failure;
-    if (shared.models.length) await pick();
-    else await show("runs");
+    for (const button of document.querySelectorAll('[type="submit"], #variant-add')) button.disabled = !shared.models.length;
+    if (shared.models.length) return await pick();
+    for (const view of ["images", "inspect", "compare"]) say("No model is served: restart ditlab serve when the run has a checkpoint", view);
+    await show("runs");
   } catch (error) {
-    say(error.message);
+    say(error);
   }
 }
 
@@ -61,8 +63,8 @@ function paint(theme) {
 }
 
 for (const button of document.querySelectorAll("[data-view]"))
-  button.addEventListener("click", () => show(button.dataset.view).catch((error) => say(error.message)));
-$("model").addEventListener("change", () => pick().catch((error) => say(error.message)));
+  button.addEventListener("click", () => show(button.dataset.view).catch(say));
+$("model").addEventListener("change", () => pick().catch(say));
 $("theme").addEventListener("change", () => {
   localStorage.setItem("theme", $("theme").value);
   paint($("theme").value);
@@ -78,8 +80,9 @@ document.addEventListener("keydown", (event) => {
 });
 paint(localStorage.getItem("theme") ?? "");
 for (const part of [inspect, compare, runs, tips]) part.connect();
-images.connect((id) => {
+const choose = (id) => {
   $("model").value = id;
   return pick();
-});
+};
+images.connect(choose, () => show("images"));
 await start();

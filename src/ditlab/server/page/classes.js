@@ -31,7 +31,8 @@ function classButton(name, i) {
   return button;
 }
 
-async function thumbnails(examples) {
+// Requests the thumbnails of the model one after another.
+export async function thumbnails(examples) {
   const { id, classes, prompts, model_hash } = model();
   const number = ++wanted;
   const count = Math.min(THUMBNAILS, classes || prompts.length || 4);

@@ -4,6 +4,7 @@ import { calm, isClip, still } from "./clip.js";
 import { $, SAMPLERS, bytes, described, element, lines, picture, plain, post, shared, source, speaker, subject } from "./service.js";
 
 const say = speaker("compare");
+let cancel = null; // an AbortController while a grid is generated; another grid cancels it
 
 export function pick() {
   $("grid-classes-row").hidden = !shared.models.some((each) => each.classes);
@@ -55,15 +56,29 @@ function used(data) {
 }
 
 async function generate() {
-  $("table").replaceChildren();
-  $("grid-empty").hidden = true;
-  const rows = [...$("variants").children];
-  const mixed = new Set(rows.map((row) => isText(request(row).model))).size > 1; // prompts and classes: named at each image
-  for (const [i, row] of rows.entries()) {
-    const asked = request(row);
+  cancel?.abort();
+  const own = (cancel = new AbortController());
+  $("grid-cancel").disabled = false;
+  try {
+    await generateRows(own.signal);
+  } catch (error) {
+    if (cancel === own) say(error.name === "AbortError" ? "Canceled" : error);
+  } finally {
+    if (cancel === own) {
+      cancel = null;
+      $("grid-cancel").disabled = true;
+    }
+  }
+}
+
+// Rows that another request has begun to replace are not added: an aborted request adds none.
+async function generateRows(signal) {
+  const rows = [...$("variants").children].map(request);
+  const mixed = new Set(rows.map(({ model }) => isText(model))).size > 1; // prompts and classes: named at each image
+  for (const [i, asked] of rows.entries()) {
     say(`Generating row ${i + 1} of ${rows.length}`);
     const begun = performance.now();
-    const { data } = await (await post("v1/images/generations", asked)).json();
+    const { data } = await (await post("v1/images/generations", asked, { signal })).json();
     const seconds = (performance.now() - begun) / 1000;
     const [name, settings] = wordsOf({ ...asked, ...used(data) });
     const head = element("th", { scope: "row" }, name, element("br"), settings, element("br"), `${seconds.toFixed(2)} s`);
@@ -71,7 +86,10 @@ async function generate() {
     const named = (one) => element("figure", {}, image(one), element("figcaption", { textContent: subject(one.settings) }));
     const cells = data.map((one) => element("td", {}, mixed ? named(one) : image(one)));
     const title = (one) => (mixed ? `seed ${plain(one.settings.seed)}` : described(one.settings));
-    if (i === 0) $("table").append(element("tr", {}, element("td"), ...data.map((one) => element("th", { scope: "col", textContent: title(one) }))));
+    if (i === 0) {
+      $("grid-empty").hidden = true;
+      $("table").replaceChildren(element("tr", {}, element("td"), ...data.map((one) => element("th", { scope: "col", textContent: title(one) }))));
+    }
     $("table").append(element("tr", {}, head, ...cells));
   }
   $("table").rows[0].scrollIntoView({ block: "nearest" });
@@ -84,6 +102,7 @@ export function connect() {
   $("variant-add").addEventListener("click", () => add({ model: $("model").value }));
   $("grid").addEventListener("submit", (event) => {
     event.preventDefault();
-    generate().catch((error) => say(error.message));
+    generate();
   });
+  $("grid-cancel").addEventListener("click", () => cancel?.abort());
 }

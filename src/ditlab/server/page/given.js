@@ -61,7 +61,7 @@ export function connect() {
   for (const id of Object.keys(PLACES))
     $(id).addEventListener("change", () => {
       const [file] = $(id).files;
-      if (file) load(id, file).catch((error) => say(error.message));
+      if (file) load(id, file).catch(say);
     });
   $("given-clear").addEventListener("click", none);
 }

@@ -1,7 +1,7 @@
 // What was generated, in the browser's own database; an image with its settings, and two beside each other.
 
 import { Player, isClip, listed, read } from "./clip.js";
-import { command, curl, python } from "./copy.js";
+import { command, curl, files, python } from "./copy.js";
 import { $, bytes, described, element, picture, plain, post, source, speaker } from "./service.js";
 import { zip } from "./zip.js";
 
@@ -10,6 +10,7 @@ let entries = []; // newest first, as in the list
 let shown = null; // the image of the dialog
 let comparing = null; // the image that waits for another one
 let player = null; // of the clips of the dialog
+let changed = null; // called when images have been deleted
 
 const database = new Promise((resolve, reject) => {
   const opening = indexedDB.open("ditlab", 1);
@@ -27,10 +28,18 @@ async function store(mode, work) {
   });
 }
 
-export async function remember(entry) {
+// Places at the start of the list for the images of a request, so that nothing moves when they come; the first image is
+// last in the list.
+export function reserve(count) {
+  const places = Array.from({ length: count }, () => element("li"));
+  $("history").prepend(...places);
+  return places.reverse();
+}
+
+export async function remember(entry, place) {
   entry.id = await store("readwrite", (pictures) => pictures.add(entry));
   entries.unshift(entry);
-  $("history").prepend(item(entry));
+  place.replaceWith(item(entry));
   count();
   return entry;
 }
@@ -47,17 +56,22 @@ export function newest(model) {
   return own.slice(0, own.findIndex((entry) => entry.place === 0) + 1);
 }
 
+export const has = (entry) => entries.includes(entry);
+
 const count = () => ($("forget").disabled = $("zip").disabled = entries.length === 0);
 
 function item(entry) {
   const image = picture({ src: source(entry.picture), alt: described(entry.settings) });
   const button = element("button", { type: "button" }, image);
   listed(button, image, entry.picture);
-  button.addEventListener("click", () => (comparing ? besides(entry) : open(entry)));
-  return element("li", {}, button);
+  button.addEventListener("click", () => select(entry));
+  return Object.assign(element("li", {}, button), { entry });
 }
 
-export function open(entry) {
+// Shows an image, or compares it with the one that waits for another.
+export const select = (entry) => (comparing ? besides(entry) : open(entry));
+
+function open(entry) {
   shown = entry;
   $("detail-title").textContent = described(entry.settings);
   show($("detail-image"), entry.picture, described(entry.settings));
@@ -177,22 +191,27 @@ async function remove(entry) {
   await store("readwrite", (pictures) => pictures.delete(entry.id));
   const i = entries.indexOf(entry);
   entries.splice(i, 1);
-  $("history").children[i].remove();
+  [...$("history").children].find((child) => child.entry === entry).remove();
   count();
+  changed();
   entries.length ? open(entries[Math.min(i, entries.length - 1)]) : $("detail").close();
 }
 
-async function copy(text) {
+async function copy(text, read = []) {
   try {
     await navigator.clipboard.writeText(text);
     $("copied").textContent = "Copied";
   } catch {
     $("copied").textContent = text; // the browser allows no access to the clipboard
   }
+  const links = read.map(([download, content]) => element("a", { href: source(content), download, textContent: download }));
+  if (links.length) $("copied").append(". Files that it reads:", ...links.flatMap((link) => [" ", link]));
 }
 
-// Gives the view what is done with an image: `take` its settings, `again` with another seed, `begin` with it.
-export function connect({ take, again, begin }) {
+// Gives the view what is done with an image: `take` its settings, `again` with another seed, `begin` with it, and what
+// is done when images have been `deleted`.
+export function connect({ take, again, begin, deleted }) {
+  changed = deleted;
   const closing = (work) => () => {
     $("detail").close();
     work(shown);
@@ -217,14 +236,14 @@ export function connect({ take, again, begin }) {
   $("reuse").addEventListener("click", closing((entry) => take(entry.asked)));
   $("vary").addEventListener("click", closing((entry) => again(entry.asked)));
   $("begin").addEventListener("click", closing((entry) => begin(entry.picture)));
-  $("animate").addEventListener("click", closing((entry) => animate(entry).catch((error) => say(error.message))));
+  $("animate").addEventListener("click", closing((entry) => animate(entry).catch(say)));
   player = new Player($("detail-player"));
   $("detail").addEventListener("close", () => player.load([]));
   for (const button of $("formats").children)
     button.addEventListener("click", () => convert(shown, button.dataset.format).catch((error) => ($("copied").textContent = error.message)));
-  $("remove").addEventListener("click", () => remove(shown).catch((error) => say(error.message)));
-  $("copy-python").addEventListener("click", () => copy(python(shown)));
-  $("copy-cli").addEventListener("click", () => copy(command(shown, `${name(shown)}.png`)));
+  $("remove").addEventListener("click", () => remove(shown).catch(say));
+  $("copy-python").addEventListener("click", () => copy(python(shown), files(shown)));
+  $("copy-cli").addEventListener("click", () => copy(command(shown, `${name(shown)}.png`), files(shown)));
   $("copy-curl").addEventListener("click", () => copy(curl(shown)));
   $("compare").addEventListener("click", closing((entry) => {
     comparing = entry;
@@ -235,8 +254,9 @@ export function connect({ take, again, begin }) {
   $("forget").addEventListener("click", async () => {
     if (!confirm(`Delete ${entries.length === 1 ? "the only image" : `all ${entries.length} images`} of the history?`)) return;
     await store("readwrite", (images) => images.clear());
-    entries = [];
-    $("history").replaceChildren();
+    [entries, comparing] = [[], null];
+    for (const child of [...$("history").children]) if (child.entry) child.remove(); // images in progress keep their places
     count();
+    changed();
   });
 }

@@ -2,8 +2,9 @@
 
 import * as classes from "./classes.js";
 import { Player, isClip, read as readClip, screen } from "./clip.js";
+import * as further from "./further.js";
 import * as given from "./given.js";
-import { connect as connectHistory, newest, open, remember } from "./history.js";
+import { connect as connectHistory, has, newest, remember, reserve, select } from "./history.js";
 import * as init from "./init-image.js";
 import { read } from "./png.js";
 import { $, SAMPLERS, described, element, events, labelAt, lines, model, noun, ofClips, picture, placeOf, post, shared, sides, source, speaker, subject } from "./service.js";
@@ -25,6 +26,7 @@ export async function pick() {
   interval();
   defaults();
   if (!cancel) say("");
+  further.keep();
   init.clear();
   given.pick();
   $("start-set").hidden = ofClips();
@@ -36,20 +38,20 @@ export async function pick() {
   $("prompts").value = $("negative").value = $("to-prompt").value = "";
   $("prompts").placeholder = prompts.slice(0, 3).join("\n");
   $("to-label").replaceChildren(new Option("none", ""), ...shared.classes.map((name, i) => new Option(name, i)));
-  welcome(count || prompts.length || 4);
+  welcome();
   classes.list(example);
 }
 
 // ---------------------------------------------------------------- stage
 
-// Lays out places for images of a model's size, before there are any: nothing moves when they come.
+// Lays out places for images of a model's size and for their names, before there are any: nothing moves when they come.
 function lay(title, count, of = model()) {
   const [width, height] = sides(of);
   const columns = columnsFor(count);
   const values = { "--columns": columns, "--rows": Math.ceil(count / columns), "--aspect": width / height };
   for (const [name, value] of Object.entries(values)) $("current").style.setProperty(name, value);
-  const places = Array.from({ length: count }, () => element("button", { type: "button", disabled: true }, picture({ alt: "" })));
-  $("current").replaceChildren(...places);
+  const places = Array.from({ length: count }, () => element("button", { type: "button", disabled: true, title: "Not generated yet" }, picture({ alt: "" })));
+  $("current").replaceChildren(...places.map((place) => element("figure", {}, place, element("figcaption"))));
   $("stage-title").textContent = title;
   player.load([]);
   return places;
@@ -64,35 +66,57 @@ function columnsFor(count) {
 
 // What the stage shows now, as a function that shows it again.
 function kept() {
-  const [places, style, title, pairs] = [[...$("current").children], $("current").style.cssText, $("stage-title").textContent, player.pairs];
+  const [figures, style, title, pairs] = [[...$("current").children], $("current").style.cssText, $("stage-title").textContent, player.pairs];
   return () => {
-    $("current").replaceChildren(...places);
+    $("current").replaceChildren(...figures);
     $("current").style.cssText = style;
     $("stage-title").textContent = title;
     player.load(pairs);
+    tidy();
   };
 }
 
-const put = (place, address, alt) => Object.assign(place.firstChild, { src: address, alt });
+// Takes deleted images off the stage.
+function tidy() {
+  const figures = [...$("current").children].filter(({ entry }) => entry && !has(entry));
+  if (!figures.length) return;
+  for (const figure of figures) figure.remove();
+  player.load(player.pairs.filter(([canvas]) => canvas.isConnected));
+  if ($("current").children.length) return;
+  welcome();
+  classes.thumbnails(example);
+}
+
+function put(place, address, alt) {
+  Object.assign(place.firstChild, { src: address, alt });
+  place.title = "";
+}
+
+const name = (place, text) => Object.assign(place.nextSibling, { textContent: text, title: text });
 
 // What is seen on arrival: the newest images of the history that this model made, or examples as the server makes them.
-function welcome(count) {
+function welcome() {
+  const { classes: count, prompts } = model();
   const last = newest(model().id).slice(0, EXAMPLES).reverse();
   if (last.length) fill(lay(`Latest ${noun()}s`, last.length), last);
-  else examples = lay("Examples (seed 0)", Math.min(count, EXAMPLES));
+  else examples = lay("Examples (seed 0)", Math.min(count || prompts.length || 4, EXAMPLES));
 }
 
 function example(i, address) {
   if (i >= examples.length) return;
   const { classes: count, prompts } = model();
-  put(examples[i], address, `example: ${count ? `class ${shared.classes[i]}` : (prompts[i] ?? "image")}`);
+  const text = count ? `class ${shared.classes[i]}` : prompts[i];
+  put(examples[i], address, `example: ${text ?? "image"}`);
+  name(examples[i], text ?? `seed ${i}`);
 }
 
 // Shows images or clips in their places, which may have left the stage meanwhile. All clips play together.
 async function fill(places, entries) {
   entries.forEach((entry, i) => {
     if (!isClip(entry.picture)) put(places[i], source(entry.picture), described(entry.settings));
-    Object.assign(places[i], { disabled: false, title: subject(entry.settings), onclick: () => open(entry) });
+    Object.assign(places[i], { disabled: false, title: "Show settings", onclick: () => select(entry) });
+    places[i].parentElement.entry = entry;
+    name(places[i], entry.settings.prompt ? subject(entry.settings) : described(entry.settings));
   });
   const clips = await Promise.all(entries.map(({ picture, settings }) => isClip(picture) && readClip(picture, settings)));
   const pairs = clips.map((clip, i) => clip && [screen(described(entries[i].settings)), clip]);
@@ -136,6 +160,7 @@ function request() {
     guidance_interval: interval(),
     to_label: labelAt($("to-label").value),
     to_seed: number("to-seed"),
+    ...further.kept(),
     ...(ofClips() ? given.started() : init.started()),
     stream: true,
     partial_images: 12,
@@ -164,16 +189,14 @@ async function readPrompts() {
 // ---------------------------------------------------------------- generation
 
 async function generate(asked) {
-  if (cancel) {
-    queue.push(asked);
-    return waiting();
-  }
-  for (let next = asked; next; next = queue.shift()) await generateOne(next);
+  queue.push([asked, reserve(asked.n)]);
+  if (cancel) return waiting();
+  while (queue.length) await generateOne(...queue.shift());
 }
 
 const waiting = () => ($("cancel").textContent = queue.length ? `Cancel (${queue.length} waiting)` : "Cancel");
 
-async function generateOne(asked) {
+async function generateOne(asked, reserved) {
   cancel = new AbortController();
   busy(true);
   waiting();
@@ -189,7 +212,7 @@ async function generateOne(asked) {
       if (event.error) throw new Error(event.error.message);
       $("progress").value = event.step / event.steps;
       const seconds = (performance.now() - begun) / 1000;
-      if (event.type.endsWith("completed")) await finish(places, event.data, asked, seconds);
+      if (event.type.endsWith("completed")) await finish(places, reserved, event.data, asked, seconds);
       else {
         event.data?.forEach((one, i) => put(places[i], source(one.b64_json), `preview of image ${i + 1}`));
         const left = (seconds / event.step) * (event.steps - event.step);
@@ -201,16 +224,17 @@ async function generateOne(asked) {
       if (places.some((place) => place.firstChild.src)) $("stage-title").textContent = `Unfinished ${noun(of)}s`;
       else restore();
     }
-    say(error.name === "AbortError" ? "Canceled" : error.message);
+    say(error.name === "AbortError" ? "Canceled" : error);
   } finally {
+    for (const place of reserved) place.remove(); // those that no image has taken
     cancel = null;
     busy(false);
   }
 }
 
-async function finish(places, data, asked, seconds) {
+async function finish(places, reserved, data, asked, seconds) {
   const made = [];
-  for (const [i, one] of data.entries()) made.push(await remember({ picture: one.b64_json, settings: one.settings, asked, place: i }));
+  for (const [i, one] of data.entries()) made.push(await remember({ picture: one.b64_json, settings: one.settings, asked, place: i }, reserved[i]));
   fill(places, made);
   const what = isClip(made[0].picture) ? "clip" : "image"; // another model may be selected now
   say(`${data.length} ${data.length === 1 ? what : `${what}s`} in ${seconds.toFixed(1)} s`);
@@ -240,16 +264,17 @@ async function take(asked) {
   [$("low").value, $("high").value] = asked.guidance_interval ?? model().guidance_interval;
   interval();
   classes.select((asked.labels ?? []).map((label) => placeOf(label)).filter((i) => i >= 0));
-  if ($("sampler").value || $("steps").value || $("guidance").value) $("more").open = true;
+  further.keep(asked);
+  if ($("sampler").value || $("steps").value || $("guidance").value || !$("further").hidden) $("more").open = true;
   await (ofClips() ? given.resume(asked) : init.resume(asked));
 }
 
 // The request that generates an image of which only the settings are known; interpolated ones cannot be requested alone.
 export function requestOf(settings) {
-  const { label, prompt, seed, negative_prompt, sampler, steps, guidance, guidance_interval, frames, overlap } = settings;
+  const { label, prompt, seed, negative_prompt, ...others } = settings;
   const what = prompt ?? label;
   if ([what, seed].some((value) => value !== null && typeof value === "object")) throw new Error("the image lies between two others; its settings cannot be given here");
-  return { n: 1, seeds: seed, labels: what === null || what === undefined ? undefined : [what], negative_prompt: negative_prompt ?? undefined, sampler, steps, guidance, guidance_interval, frames, overlap };
+  return { ...others, n: 1, seeds: seed, labels: what === null || what === undefined ? undefined : [what], negative_prompt: negative_prompt ?? undefined };
 }
 
 async function readImage(file, choose) {
@@ -262,21 +287,22 @@ async function readImage(file, choose) {
   if (served && served.id !== model().id) await choose(served.id);
   await take(requestOf(settings));
   const same = model().model_hash === settings.model_hash;
-  say(`Settings of ${file.name}${same ? "" : `, which another model made (${settings.model ?? "unknown"}): the image will differ`}`);
+  const missing = settings.image_hash ? `; the ${ofClips() ? "given frames" : "init image"} of it must be selected again` : "";
+  say(`Settings of ${file.name}${same ? "" : `, which another model made (${settings.model ?? "unknown"}): the image will differ`}${missing}`);
 }
 
 // ---------------------------------------------------------------- what people do
 
-// `choose` selects a model by its name.
-export function connect(choose) {
+// `choose` selects a model by its name; `reveal` shows this view.
+export function connect(choose, reveal) {
   for (const name of SAMPLERS) $("sampler").append(new Option(name));
-  const attempt = (work) => work.catch((error) => say(error.message));
+  const attempt = (work) => work.catch(say);
   $("request").addEventListener("submit", (event) => {
     event.preventDefault();
     generate(request());
   });
   $("cancel").addEventListener("click", () => {
-    queue.length = 0;
+    for (const [, reserved] of queue.splice(0)) for (const place of reserved) place.remove();
     cancel?.abort();
     waiting();
   });
@@ -292,12 +318,15 @@ export function connect(choose) {
   document.addEventListener("drop", (event) => {
     event.preventDefault();
     const [file] = event.dataTransfer.files;
-    if (file && shared.view === "images") attempt(readImage(file, choose));
+    if (!file || !model()) return;
+    reveal();
+    attempt(readImage(file, choose));
   });
   for (const id of ["low", "high"]) $(id).addEventListener("input", interval);
   classes.connect();
   init.connect();
   given.connect();
+  further.connect();
   player = new Player($("stage-player"));
   connectHistory({
     take,
@@ -307,5 +336,6 @@ export function connect(choose) {
       generate(request());
     },
     begin: init.begin,
+    deleted: tidy,
   });
 }

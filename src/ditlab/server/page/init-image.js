@@ -113,7 +113,7 @@ export function connect() {
   $("picture").addEventListener("change", async () => {
     const [chosen] = $("picture").files;
     if (!chosen) return;
-    await load(chosen).catch((error) => say(error.message));
+    await load(chosen).catch(say);
   });
   $("picture-clear").addEventListener("click", none);
   $("mask-clear").addEventListener("click", clear);

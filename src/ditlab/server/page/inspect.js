@@ -9,6 +9,7 @@ let steps = []; // time and picture of each step
 let step = 0;
 let patch = 0;
 let attention = null; // of the chosen step and layer
+let latest = 0; // number of the latest request; the page drops what earlier ones return
 
 export function pick() {
   $("look-label").replaceChildren(...shared.classes.map((name, i) => new Option(name, i)));
@@ -18,22 +19,38 @@ export function pick() {
   $("look-prompt").placeholder = model().prompts[0] ?? "";
   $("seen").hidden = true;
   $("look-empty").hidden = false;
+  latest++;
+  say("");
+}
+
+// Sends a request; null if another one has been sent meanwhile, or another model was selected.
+async function newest(body) {
+  const number = ++latest;
+  try {
+    const answer = await (await post("v1/inspect", body)).json();
+    return number === latest ? answer : null;
+  } catch (error) {
+    if (number === latest) throw error;
+    return null;
+  }
 }
 
 async function look() {
   say("Inspecting");
-  asked = { model: $("model").value, seeds: Number($("look-seed").value), steps: Number($("look-steps").value) };
-  if (model().condition === "text" && $("look-prompt").value.trim()) asked.prompt = $("look-prompt").value;
-  if (model().classes) asked.prompt = labelAt($("look-label").value);
-  const seen = await (await post("v1/inspect", asked)).json();
+  const body = { model: $("model").value, seeds: Number($("look-seed").value), steps: Number($("look-steps").value) };
+  if (model().condition === "text" && $("look-prompt").value.trim()) body.prompt = $("look-prompt").value;
+  if (model().classes) body.prompt = labelAt($("look-label").value);
+  const seen = await newest(body);
+  if (!seen) return;
+  asked = body;
   steps = seen.steps;
   $("way").replaceChildren(...steps.map(stepButton));
   $("layer").replaceChildren(...Array.from({ length: seen.attentions }, (_, i) => new Option(`self-attention ${i + 1}`, i)));
   $("layer").value = Math.floor(seen.attentions / 2);
+  $("seen").hidden = false; // before the figure, which depends on the width
+  $("look-empty").hidden = true;
   $("changes").replaceChildren(heat(seen.changes));
   $("changes-legend").replaceChildren(...legend(seen.changes));
-  $("seen").hidden = false;
-  $("look-empty").hidden = true;
   say(`${steps.length} steps`);
   patch = null;
   await choose(Math.floor(steps.length / 2));
@@ -43,21 +60,26 @@ async function look() {
 function stepButton({ b64_json }, i) {
   const image = picture({ src: source(b64_json), alt: `predicted image after step ${i + 1}` });
   const button = element("button", { type: "button" }, image, String(i + 1));
-  button.addEventListener("click", () => choose(i).catch((error) => say(error.message)));
+  button.addEventListener("click", () => choose(i).catch(say));
   return button;
 }
 
 async function choose(i) {
-  step = i;
+  [step, attention] = [i, null];
   [...$("way").children].forEach((button, j) => button.setAttribute("aria-pressed", String(i === j)));
-  if ($("layer").value === "") return ($("attention-told").textContent = "This network has no self-attention.");
-  const body = { ...asked, step, attention: Number($("layer").value) };
-  const seen = await (await post("v1/inspect", body)).json();
-  if (!seen.attention) return ($("attention-told").textContent = "The tokens of this layer are not patches of the image.");
+  if ($("layer").value === "") return showNone("This network has no self-attention.");
+  const seen = await newest({ ...asked, step: i, attention: Number($("layer").value) });
+  if (!seen) return;
+  if (!seen.attention) return showNone("The tokens of this layer are not patches of the image.");
   attention = { ...seen.attention, weights: bytes(seen.attention.weights) };
   const count = attention.height * attention.width;
   if (patch === null || patch >= count) patch = Math.floor(attention.height / 2) * attention.width + Math.floor(attention.width / 2);
   await show();
+}
+
+function showNone(text) {
+  $("attention").hidden = $("attention-scale").hidden = true;
+  $("attention-told").textContent = text;
 }
 
 async function show() {
@@ -69,6 +91,7 @@ async function show() {
   const image = new Image();
   image.src = source(steps[step].b64_json);
   await image.decode();
+  if (weights !== attention?.weights) return; // another step or layer has been selected
   pen.imageSmoothingEnabled = false;
   pen.filter = "grayscale(1) brightness(0.6)";
   pen.drawImage(image, 0, 0, canvas.width, canvas.height);
@@ -81,7 +104,7 @@ async function show() {
   pen.lineWidth = 2;
   pen.strokeRect((patch % width) * cell + 1, Math.floor(patch / width) * cell + 1, cell - 2, cell - 2);
   $("attention-most").textContent = `${(100 * attention.largest[patch]).toFixed(1)} %`;
-  $("attention-scale").hidden = false;
+  $("attention").hidden = $("attention-scale").hidden = false;
   $("attention-told").textContent = `Step ${step + 1}, row ${Math.floor(patch / width) + 1} of ${height}, column ${(patch % width) + 1} of ${width}`;
 }
 
@@ -110,21 +133,25 @@ function heat(changes) {
   const blocks = changes[0]?.length ?? 0;
   if (!blocks) return element("p", { textContent: "Block outputs are not recorded for this network." });
   const largest = most(changes);
-  const [left, cell, high] = [64, 40, 22];
+  const [left, high] = [64, 22];
+  const room = $("changes").clientWidth - left;
+  const cell = Math.max(8, Math.min(40, Math.floor(room / changes.length))); // many steps are narrow, and scroll if need be
+  const every = Math.ceil(22 / cell); // so that the numbers of steps do not touch
   const figure = heatmap(left + changes.length * cell, blocks * high + 26);
   figure.setAttribute("aria-label", `Relative change of the output of ${blocks} blocks over ${changes.length} steps, at most ${(100 * largest).toFixed(0)} percent`);
   for (let block = 0; block < blocks; block++) {
     figure.append(drawing("text", { x: 0, y: block * high + 15 }, `block ${block + 1}`));
     changes.forEach((row, i) => {
       const value = row[block];
-      const square = drawing("rect", { x: left + i * cell, y: block * high, width: cell - 2, height: high - 2, rx: 3 });
+      const square = drawing("rect", { x: left + i * cell, y: block * high, width: cell - (cell < 16 ? 1 : 2), height: high - 2, rx: cell < 16 ? 1 : 3 });
       square.style.fillOpacity = value === null ? 0 : shade(value / largest);
       square.append(drawing("title", {}, value === null ? `step ${i + 2}, block ${block + 1}: skipped` : `step ${i + 2}, block ${block + 1}: ${(100 * value).toFixed(1)} %`));
       figure.append(square);
     });
   }
   figure.append(drawing("text", { x: 0, y: blocks * high + 16 }, "step"));
-  changes.forEach((_, i) => figure.append(drawing("text", { x: left + i * cell + cell / 2 - 2, y: blocks * high + 16, "text-anchor": "middle" }, i + 2)));
+  for (let i = 0; i < changes.length; i += every)
+    figure.append(drawing("text", { x: left + i * cell + cell / 2 - 1, y: blocks * high + 16, "text-anchor": "middle" }, i + 2));
   return figure;
 }
 
@@ -133,9 +160,9 @@ const MOVES = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowD
 export function connect() {
   $("look").addEventListener("submit", (event) => {
     event.preventDefault();
-    look().catch((error) => say(error.message));
+    look().catch(say);
   });
-  $("layer").addEventListener("change", () => choose(step).catch((error) => say(error.message)));
+  $("layer").addEventListener("change", () => choose(step).catch(say));
   const canvas = $("attention");
   canvas.addEventListener("click", (event) => {
     if (!attention) return;

@@ -1,8 +1,6 @@
 // Training runs as they go: curves, the newest preview, the time that is left.
 
-import { $, ask, drawing, element, speaker } from "./service.js";
-
-const say = speaker("runs");
+import { $, ask, drawing, element, shared } from "./service.js";
 
 const SECONDS = 4; // between two looks
 const CURVES = { loss: "Loss", grad_norm: "Gradient norm", lr: "Learning rate", images_per_second: "Images per second" };
@@ -11,14 +9,13 @@ let preview = null; // number of the one that is shown
 let latest = 0; // number of the latest look; earlier ones must not show what they get
 
 export async function open() {
-  clearTimeout(timer);
   const { runs } = await (await ask("v1/runs")).json();
   const before = $("run").value;
   $("run").replaceChildren(...runs.map((run) => new Option(run)));
   if (runs.includes(before)) $("run").value = before;
   $("run").parentElement.hidden = $("run-progress").hidden = runs.length === 0;
   if (!runs.length) return ($("run-told").textContent = "No training run is served. Start ditlab serve with the run folder.");
-  await look();
+  if (shared.view === "runs") await watch();
 }
 
 export function close() {
@@ -26,12 +23,31 @@ export function close() {
   latest++;
 }
 
-async function look() {
+// Looks again and again, until the view is closed or another run is selected. A failure may be over at the next look.
+async function watch() {
   clearTimeout(timer);
   const number = ++latest;
+  const current = () => number === latest;
+  const failure = await look(current).catch((error) => error);
+  if (!current()) return;
+  $("run-told").classList.toggle("wrong", Boolean(failure));
+  if (failure) $("run-told").textContent = failure.message;
+  timer = setTimeout(watch, 1000 * SECONDS);
+}
+
+// Empties the view, so that nothing of one run is seen under the name of another.
+function change() {
+  $("run-told").textContent = "";
+  $("run-progress").value = 0;
+  $("curves").replaceChildren();
+  $("preview-figure").hidden = true;
+  watch();
+}
+
+async function look(current) {
   const name = encodeURIComponent($("run").value);
   const run = await (await ask(`v1/runs/${name}`)).json();
-  if (number !== latest) return;
+  if (!current()) return;
   $("run-progress").hidden = run.state === "finished";
   $("run-progress").value = run.total ? run.images / run.total : 0;
   $("run-told").textContent = `${run.images.toLocaleString()} of ${run.total.toLocaleString()} images${stateOf(run)}`;
@@ -40,17 +56,16 @@ async function look() {
   $("preview-figure").hidden = run.preview === null || !preview?.startsWith(`${name} `);
   if (run.preview !== null && `${name} ${run.preview}` !== preview) {
     const image = await (await ask(`v1/runs/${name}/preview`)).blob();
-    if (number !== latest) return;
+    if (!current()) return;
     preview = `${name} ${run.preview}`;
     $("preview").src = URL.createObjectURL(image);
     $("preview-figure").hidden = false;
     $("preview-told").textContent = `Preview at ${run.preview.toLocaleString()} images: EMA weights on the left, raw weights on the right`;
   }
-  timer = setTimeout(() => look().catch((error) => say(error.message)), 1000 * SECONDS);
 }
 
 function stateOf(run) {
-  if (run.state === "finished") return ", done";
+  if (run.state === "finished") return ", finished";
   if (run.state === "stopped") return ", stopped";
   if (run.state === "unknown") return run.seconds_since_entry === null ? "" : `, last entry ${lasting(run.seconds_since_entry)} ago`;
   return run.seconds_left === null ? "" : `, about ${lasting(run.seconds_left)} left`;
@@ -81,7 +96,7 @@ function curve(title, points, across = "training images") {
   }
   figure.append(drawing("polyline", { points: points.map((point) => place(point).map((each) => each.toFixed(1)).join(",")).join(" ") }));
   const ends = [[0, "start", xs[0]], [width, "end", xs.at(-1)]];
-  for (const [x, anchor, value] of ends) figure.append(drawing("text", { x, y: height + 16, "text-anchor": anchor }, short(value)));
+  for (const [x, anchor, value] of ends) figure.append(drawing("text", { x, y: height + 16, "text-anchor": anchor }, across.startsWith("t ") ? short(value) : value.toLocaleString("en")));
   figure.append(drawing("text", { x: width / 2, y: height + 32, "text-anchor": "middle" }, across));
   const caption = element("figcaption", { textContent: title });
   hover(figure, caption, title, points, place, across);
@@ -98,7 +113,7 @@ function hover(figure, caption, title, points, place, across) {
     const nearest = points.reduce((best, point) => (distance(point) < distance(best) ? point : best));
     const [x, y] = place(nearest);
     for (const [key, value] of Object.entries({ cx: x, cy: y, visibility: "visible" })) mark.setAttribute(key, value);
-    caption.textContent = `${title}: ${short(nearest[1])} at ${across.startsWith("t ") ? `t = ${short(nearest[0])}` : `${short(nearest[0])} images`}`;
+    caption.textContent = `${title}: ${short(nearest[1])} at ${across.startsWith("t ") ? `t = ${short(nearest[0])}` : `${nearest[0].toLocaleString("en")} images`}`;
   });
   figure.addEventListener("pointerleave", () => {
     mark.setAttribute("visibility", "hidden");
@@ -107,5 +122,5 @@ function hover(figure, caption, title, points, place, across) {
 }
 
 export function connect() {
-  $("run").addEventListener("change", () => look().catch((error) => say(error.message)));
+  $("run").addEventListener("change", change);
 }

@@ -12,23 +12,32 @@ export const sides = (of = model()) => of.size.split("x").slice(-2).map(Number);
 export const source = (text) => `data:image/png;base64,${text}`;
 export const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
 
-const said = {}; // the line of each view, which is shown with it
+const said = {}; // the line of each view, which is shown with it: a text or an error
 
-export function say(text, view = shared.view) {
-  said[view] = text;
-  if (view === shared.view) $("status").textContent = text;
+export function say(line, view = shared.view) {
+  said[view] = line;
+  if (view === shared.view) sayAgain();
 }
 
-export const speaker = (view) => (text) => say(text, view);
-export const sayAgain = () => ($("status").textContent = said[shared.view] ?? "");
+export const speaker = (view) => (line) => say(line, view);
+
+export function sayAgain() {
+  const line = said[shared.view] ?? "";
+  $("status").classList.toggle("wrong", line instanceof Error);
+  $("status").textContent = line instanceof Error ? line.message : line;
+}
 
 const headers = () => {
   const token = sessionStorage.getItem("token");
   return { "content-type": "application/json", ...(token ? { authorization: `Bearer ${token}` } : {}) };
 };
 
+function unreachable(error) {
+  throw error.name === "AbortError" ? error : new Error("The service does not respond. Is ditlab serve still running?");
+}
+
 export async function ask(path, options = {}) {
-  const answer = await fetch(path, { ...options, headers: headers() });
+  const answer = await fetch(path, { ...options, headers: headers() }).catch(unreachable);
   if (answer.ok) return answer;
   if (answer.status === 401) $("token-row").hidden = false;
   const told = await answer.json().catch(() => null);
@@ -41,7 +50,7 @@ export async function* events(answer) {
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
   for (;;) {
-    const { value, done } = await reader.read();
+    const { value, done } = await reader.read().catch(unreachable);
     if (done) return;
     text += value;
     const blocks = text.split("\n\n");
