@@ -7,7 +7,7 @@ import pytest
 from fake_store import png
 
 from ditlab.config.sections import Preparation
-from ditlab.core.errors import InputError
+from ditlab.core.errors import InputError, SourceError
 from ditlab.data import open_dataset, open_source
 from ditlab.data.parse import content_identity
 
@@ -68,6 +68,19 @@ def test_raw_pixels_and_other_columns(tmp_path):
     assert source.classes == ["cat"]
     assert source.read(1).getpixel((1, 2)) == 17
     assert open_source(str(folder), Preparation(label_column="seen")).classes == ["5"]
+
+
+def test_a_shard_that_vanishes_or_changes_is_no_unreadable_image(tmp_path):
+    source = open_source(str(write(tmp_path / "a", rows(), USUAL)))
+    shard = tmp_path / "a" / "shard.00001.mds"
+    content = shard.read_bytes()
+    shard.unlink()
+    with pytest.raises(SourceError, match=r"shard.00001.mds cannot be read \(No such file .*\); restore this file$"):
+        source.read(5)
+    shard.write_bytes(content[:-9])
+    assert source.read(4).size == (8, 8)
+    with pytest.raises(SourceError, match=rf"ends before byte {len(content) - 8:,}, so it has changed; restore this"):
+        source.read(5)
 
 
 def test_parts(tmp_path):

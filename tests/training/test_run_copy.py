@@ -118,6 +118,18 @@ def test_another_run_is_refused(store, tmp_path, checkpoint):
     assert str(error.value) == f"{store} holds another run than {tmp_path / 'b'}; give another address"
 
 
+def test_a_new_folder_is_not_blamed_for_another_run_in_the_store(store, tmp_path):
+    train(recipe(store, 16), tmp_path / "a", console=Console(quiet=True))
+    with pytest.raises(InputError) as error:
+        train(recipe(store, 32, seed=1), tmp_path / "b", console=Console(quiet=True))
+    assert str(error.value) == (
+        f"{store} holds another run (train.seed is 0 there, 1 here); give the same recipe to resume it, or another "
+        "address and folder"
+    )
+    assert names(store) == ["000000000016"]
+    train(recipe(store, 32), tmp_path / "a", console=Console(quiet=True))  # its own folder takes the address again
+
+
 def test_checkpoints_that_are_not_kept_are_removed(store, tmp_path, checkpoint):
     copy = RunCopy(tmp_path / "a", store)
     copy.begin()

@@ -1,8 +1,10 @@
 """Runs on data in a store: exact resume, a shard that vanishes, and caches that lie in a store."""
 
+import re
+
 import pytest
 import torch
-from fake_store import Faulty, put, put_shards, remove
+from fake_store import Faulty, png, put, put_shards, remove, tar
 from rich.console import Console
 from text_net import RECIPE, Letters
 
@@ -90,6 +92,41 @@ def test_a_shard_that_vanishes_in_mid_epoch(store, tmp_path, monkeypatch):
     monkeypatch.setattr("ditlab.core.stores.VERSIONS", ())  # the restored file has a later time
     put(gone, content)
     parts = train(settings, tmp_path / "run", console=QUIET, changes=True)
+    for a, b in zip(whole.net.state_dict().values(), parts.net.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+class Moving:
+    """Moves a folder away in the middle of an epoch."""
+
+    def __init__(self, folder, target):
+        self.folder, self.target = folder, target
+
+    def on_log(self, seen, values):
+        if seen == 16 and self.folder.exists():
+            self.folder.rename(self.target)
+
+
+@pytest.mark.parametrize("form", ["tar", "latents"])
+def test_shards_on_this_machine_that_vanish_in_mid_epoch(latents, form, tmp_path, monkeypatch):
+    """Although `max_skipped` allows the loss of every image, none is replaced by another one."""
+    monkeypatch.setattr("ditlab.data.kept.SHARE", 0)
+    if form == "tar":
+        (tmp_path / "shards").mkdir()
+        for number in range(20):
+            (tmp_path / "shards" / f"{number:02d}.tar").write_bytes(tar({f"{number}.png": png(number)}))
+    source, shards = (tmp_path / "shards",) * 2 if form == "tar" else (latents[0], latents[0] / "shards")
+    settings = recipe(str(source), max_skipped=1.0) if form == "tar" else recipe(str(source))
+    whole = train(settings, tmp_path / "whole", console=QUIET)
+    with pytest.raises(InputError) as error:
+        train(settings, tmp_path / "run", console=QUIET, callbacks=[Moving(shards, tmp_path / "gone")])
+    assert re.fullmatch(
+        rf"{shards}/\S+ cannot be read \(No such file or directory\); restore this file; "
+        rf"{tmp_path / 'run'} is saved at \d\d images, and the same command resumes",
+        str(error.value),
+    )
+    (tmp_path / "gone").rename(shards)
+    parts = train(settings, tmp_path / "run", console=QUIET)
     for a, b in zip(whole.net.state_dict().values(), parts.net.state_dict().values(), strict=True):
         assert torch.equal(a, b)
 

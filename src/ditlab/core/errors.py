@@ -29,6 +29,10 @@ class InputError(OneLineError, ValueError):
     """A value that the user gave cannot be used; the message is one line with the value and the remedy."""
 
 
+class SourceError(InputError):
+    """Data can no longer be read, and no single image is the cause; a run is saved before it ends."""
+
+
 class PlugInError(InputError):
     """A model needs a part from outside the package, whose module is not imported."""
 

@@ -21,7 +21,7 @@ from threading import Thread
 from typing import BinaryIO
 
 from ditlab.core.device import cache_folder
-from ditlab.core.errors import InputError
+from ditlab.core.errors import InputError, SourceError
 from ditlab.core.formats import reason
 from ditlab.core.io import FULL, claimed, discard, make_folder, replacing
 from ditlab.core.stores import StoredFile, StoreError, download, matching, read
@@ -186,6 +186,31 @@ class FileCache:
                         (draft / name).parent.mkdir(parents=True, exist_ok=True)
                         download(file, draft / name)
         return target
+
+
+def read_part(file: Path | StoredFile, start: int, length: int, *, whole: bool = True) -> bytearray:
+    """A part of a file that holds many images.
+
+    Args:
+        file: a file on this machine or in a store.
+        start: position of the first byte.
+        length: number of bytes.
+        whole: whether a file in a store is fetched whole, because further parts will be read.
+
+    Raises:
+        SourceError: the file is missing or ends before, or the store cannot be used.
+    """
+    if isinstance(file, StoredFile) and not whole:
+        return bytearray(file_cache().read(file, start, length))
+    try:
+        with file_cache().open(file) if isinstance(file, StoredFile) else file.open("rb", buffering=0) as opened:
+            opened.seek(start)
+            content = bytearray(opened.read(length) or b"")
+    except OSError as error:
+        raise SourceError(f"{file} cannot be read ({reason(error)}); restore this file") from error
+    if len(content) < length:
+        raise SourceError(f"{file} ends before byte {start + length:,}, so it has changed; restore this file")
+    return content
 
 
 def digest(text: str) -> str:

@@ -18,7 +18,7 @@ from hashlib import blake2b
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from ditlab.core.errors import InputError
+from ditlab.core.errors import InputError, SourceError
 from ditlab.core.formats import reason
 from ditlab.core.io import FULL
 
@@ -35,8 +35,8 @@ ABSENT = (404, 410)
 REJECTED = 400  # S3 answers so to a token that has expired, if only the size of a file is requested
 
 
-class StoreError(InputError):
-    """A store does not hold or deliver what was asked for; a run saves its state before it ends with this error."""
+class StoreError(SourceError):
+    """A store does not hold or deliver what was asked for."""
 
 
 class AbsentError(StoreError):

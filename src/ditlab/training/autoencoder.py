@@ -28,14 +28,12 @@ from ditlab.core.device import pick_device
 from ditlab.core.errors import InputError
 from ditlab.core.formats import interpreting, read_object
 from ditlab.core.io import AGAIN, held, is_vacant, replace_text, replacing, writing
-from ditlab.core.stores import StoreError
 from ditlab.core.terminal import say
 from ditlab.core.types import Batch
 from ditlab.core.units import counted, describe_difference
 from ditlab.core.values import EIGHT_BITS, PixelValues
 from ditlab.core.weights import read_state, write_pickle
 from ditlab.data import Dataset, ahead, training_order
-from ditlab.data.check import UnreadableImagesError
 from ditlab.data.summary import report_data, report_unreadable
 from ditlab.evaluation.features import Features, open_features
 from ditlab.evaluation.gather import check_fit
@@ -183,14 +181,14 @@ def loop(
 
 
 def readable(batches: Iterator[Batch], state: State, out: Path) -> Iterator[Batch]:
-    """Pass on batches; if too many images cannot be read, or a store fails, save the state before the error is raised.
+    """Pass on batches; if one cannot be read, save the state before the error is raised.
 
     Raises:
-        InputError: too many images cannot be read, or a store fails.
+        InputError: the images of a batch cannot be read.
     """
     try:
         yield from batches
-    except (UnreadableImagesError, StoreError) as error:
+    except InputError as error:
         save(state, out)
         raise InputError(
             f"{error}; {out} is saved at {counted(state.seen, 'image')}, and the same command resumes"

@@ -14,13 +14,11 @@ from torch import Tensor
 from ditlab.backbones import Backbone
 from ditlab.config.reader import to_tables
 from ditlab.core.errors import InputError
-from ditlab.core.stores import StoreError
 from ditlab.core.types import Batch
 from ditlab.core.units import counted
 from ditlab.core.weights import checkpoints
 from ditlab.data import ahead
 from ditlab.data.base import announced, numbered
-from ditlab.data.check import UnreadableImagesError
 from ditlab.diffusion.process import process_name
 from ditlab.report.run import write_report
 from ditlab.training.callbacks import Listeners
@@ -113,7 +111,7 @@ class Steps:
         self.problem: InputError | None = None  # why this process has no further batch
 
     def batches(self, order: Iterator[Tensor]) -> Iterator[Batch]:
-        """Read the batches of an order ahead; ends if too many images of any process cannot be read."""
+        """Read the batches of an order ahead; ends if any process cannot read its images."""
         if self.job.files is not None:  # the reading of a batch must not wait for a file that could be there
             depth = -(-EXPECTED // self.job.recipe.train.batch)
             order = announced(order, lambda indices: self.job.dataset.expect(self.part(indices)), depth)
@@ -121,7 +119,7 @@ class Steps:
             while True:
                 try:
                     batch = next(reader)
-                except (UnreadableImagesError, StoreError) as error:
+                except InputError as error:
                     self.problem = error
                 if self.job.place.maximum(int(self.problem is not None)):
                     return

@@ -40,7 +40,7 @@ class RunCopy:
     def __init__(self, folder: Path, url: str) -> None:
         self.folder, self.url = folder, url
         self.me = f"process {os.getpid()} on {socket.gethostname()} ({uuid.uuid4().hex[:8]})"
-        self.beats, self.ended = 0, Event()
+        self.beats, self.ended, self.fetched = 0, Event(), False
         self.thread = Thread(target=self._keep_beating, daemon=True)
         self.sent: dict[Path, tuple[int, int]] = {}
 
@@ -62,6 +62,7 @@ class RunCopy:
         for name in sorted(matching(join(self.url, "checkpoints"), f"*/{MANIFEST}"), reverse=True):
             number = name.partition("/")[0]
             if int(number) > newest and self.fetch(number):
+                self.fetched = True
                 return [f"fetched the checkpoint of {int(number):,} images from {self.url}"]
         return []
 

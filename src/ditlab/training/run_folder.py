@@ -119,12 +119,12 @@ class RunFolder:
         Raises:
             InputError: the folder holds another run or something else; nothing is changed.
         """
-        file = self.folder / "recipe.toml"
+        file, self.index = self.folder / "recipe.toml", DataIndex.of(self.folder, dataset)
         notes: list[str] = []
-        self.index = DataIndex.of(self.folder, dataset)
         if file.exists() and checkpoints(self.folder):
             differing, notes = compare_run(self.folder, recipe, pipe, self.index)
-            refuse_other_run(self.folder, [words for key, words in differing.items() if not changeable(key)])
+            url = self.copy.url if self.copy is not None and self.copy.fetched else ""
+            refuse_other_run(self.folder, [words for key, words in differing.items() if not changeable(key)], url)
             words = "; ".join(differing.values())
             if differing and not changes:
                 raise InputError(

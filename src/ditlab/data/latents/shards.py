@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ditlab.core.errors import InputError
-from ditlab.core.file_cache import file_cache
+from ditlab.core.file_cache import read_part
 from ditlab.core.formats import interpreting, parse_object
 from ditlab.core.io import AGAIN, writing
 from ditlab.core.stores import StoredFile
@@ -79,21 +79,6 @@ def size_of(file: Path | StoredFile) -> int:
     return file.size if isinstance(file, StoredFile) else file.stat().st_size
 
 
-def read_part(file: Path | StoredFile, start: int, length: int, *, whole: bool = False) -> bytearray:
-    """A part of a shard.
-
-    Args:
-        file: the shard.
-        start, length: position of the first byte, and number of bytes.
-        whole: whether a shard in a store is fetched whole, because further parts will be read.
-    """
-    if isinstance(file, StoredFile) and not whole:
-        return bytearray(file_cache().read(file, start, length))
-    with file_cache().open(file) if isinstance(file, StoredFile) else file.open("rb", buffering=0) as opened:
-        opened.seek(start)
-        return bytearray(opened.read(length) or b"")
-
-
 def read_header(file: Path | StoredFile) -> dict[str, Any]:
     """The header of a safetensors file, with `start`, the position of its first byte of data.
 
@@ -102,10 +87,10 @@ def read_header(file: Path | StoredFile) -> dict[str, Any]:
     """
     with interpreting(f"shard {file}", "remove it and encode again", "is missing or damaged"):
         size = size_of(file)
-        length = struct.unpack("<Q", read_part(file, 0, 8))[0]
+        length = struct.unpack("<Q", read_part(file, 0, 8, whole=False))[0]
         if 8 + length > size:
             raise ValueError(f"its header of {length:,} bytes is larger than the file")
-        header = parse_object(bytes(read_part(file, 8, length)))
+        header = parse_object(bytes(read_part(file, 8, length, whole=False)))
         tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
         if size != 8 + length + max(check_entry(name, tensor) for name, tensor in tensors.items()):
             raise ValueError("its size is wrong")
@@ -173,10 +158,8 @@ class Shard:
         dtype = STORED[self.header[name]["dtype"]]
         if not length:
             return torch.empty(0, dtype=dtype)
-        data = read_part(self.file, self.header["start"] + position, length, whole=whole)
-        if len(data) < length:
-            raise InputError(f"shard {self.file} is truncated; remove it and encode again")
-        return torch.frombuffer(data, dtype=dtype)
+        start = self.header["start"] + position
+        return torch.frombuffer(read_part(self.file, start, length, whole=whole), dtype=dtype)
 
 
 def shard_stamps(file: Path | StoredFile) -> Stamps | None:

@@ -19,9 +19,8 @@ from torch import Tensor
 
 from ditlab.conditioning import ClassLabels
 from ditlab.config.sections import Preparation
-from ditlab.core.errors import InputError
+from ditlab.core.errors import InputError, SourceError
 from ditlab.core.spelling import all_nfc, nfc
-from ditlab.core.stores import StoreError
 from ditlab.data.base import caption_texts
 from ditlab.data.budget import DECODING
 from ditlab.data.decode import Raster as Raster
@@ -240,7 +239,7 @@ def unreadable() -> Iterator[None]:
     """
     try:
         yield
-    except (Unreadable, NameError, StoreError):  # the latter two are never the image's fault
+    except (Unreadable, NameError, SourceError):  # the latter two are never the image's fault
         raise
     except Exception as error:  # Pillow's decoders raise exceptions of many types on broken files
         raise Unreadable(_reason(error)) from error

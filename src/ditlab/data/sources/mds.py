@@ -16,6 +16,7 @@ from PIL import Image
 
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError
+from ditlab.core.file_cache import read_part
 from ditlab.core.formats import interpreting, parse_json, read_object
 from ditlab.core.spelling import nfc
 from ditlab.data.decode import Raster, open_image
@@ -190,9 +191,7 @@ class MDS(NamedSource):
 
     def content(self, i: int) -> bytes:
         shard, _, position, length = self.places[i]
-        with self.shards[shard].file.open("rb") as file:
-            file.seek(position)
-            return file.read(length)
+        return bytes(read_part(self.shards[shard].file, position, length))
 
     def _chosen_label(self, readable: list[str], settings: Preparation) -> str | None:
         usual = readable if settings.label_column not in ("", NONE) else usual_columns(readable, LABELS)

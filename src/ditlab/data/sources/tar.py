@@ -12,6 +12,7 @@ from PIL import Image
 
 from ditlab.config.sections import Preparation
 from ditlab.core.errors import InputError, nearest_path
+from ditlab.core.file_cache import read_part
 from ditlab.core.spelling import nfc
 from ditlab.core.units import counted
 from ditlab.data.decode import Raster, open_image
@@ -36,7 +37,6 @@ from ditlab.data.sources.shards import (
     ShardFile,
     caption_text,
     lookup_key,
-    open_shard,
     origins_of,
     read_listing,
 )
@@ -157,7 +157,7 @@ class TarShards(NamedSource):
 
     def content(self, i: int) -> bytes:
         number, _, offset, length = self.places[i]
-        return read_part(self.shards[number], offset, length)
+        return bytes(read_part(self.shards[number], offset, length))
 
     def _labels(self, listings: list[Listing], settings: Preparation) -> Column:
         """The labels in .cls or .json members; without them, the class folders in the shards."""
@@ -278,14 +278,7 @@ class ShardTexts(Texts):
         if not length:
             return ""
         file = self.shards[shard]
-        return caption_text(read_part(file, start, length), self.keys[key], f"at byte {start} of {file.name}")
-
-
-def read_part(shard: ShardFile, start: int, length: int) -> bytes:
-    """A part of a shard."""
-    with open_shard(shard) as opened:
-        opened.seek(start)
-        return opened.read(length)
+        return caption_text(bytes(read_part(file, start, length)), self.keys[key], f"at byte {start} of {file.name}")
 
 
 def tar_parts(source_class: type[TarShards], text: str) -> list[str]:
