@@ -42,7 +42,7 @@ def here(tmp_path, monkeypatch):
             "encode digits --autoencoder autoencoders/smal --out x",
             "no autoencoder at autoencoders/smal; did you mean autoencoders/",
         ),
-        ("sample photos", "no model at photos; give a model folder (with config.json) or a run folder"),
+        ("sample photos", "no model at photos; give a model folder (with config.json), a run folder or a file of"),
         ("distill runs/dmeo x", "no model at runs/dmeo; did you mean runs/demo?"),
         ("distill models/teacher.safetensors x", "no model at models/teacher.safetensors, which does not exist; give"),
         (

@@ -174,7 +174,7 @@ def resolve(
     objective.check_times(times, name)
     return Plan(
         options, sampler, times, objective.process, outer, interval, skip, cache, original, objective.learn_variance,
-        size_shift=size_shift, file_times=file and file.times(options.steps or 0),
+        size_shift=size_shift, file_times=None if file is None else file.times(options.steps or 0),
     )  # fmt: skip
 
 
