@@ -1,5 +1,6 @@
 """Checkpoints that all processes write together, each its part."""
 
+import copy as copying
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from ditlab.training.api import joined_run
 from ditlab.training.parallel import Place
 from ditlab.training.run_folder import RunFolder
 from ditlab.training.setup import set_up
+from ditlab.training.sharded import Stager, take_parts
 from ditlab.training.state import gathered
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
@@ -301,3 +303,25 @@ def test_a_resumed_run_equals_one_that_never_stopped(tmp_path):
             if key.startswith(("raw", "ema")):
                 difference = torch.tensor(whole[key] - other[key]).norm()
                 assert difference <= 2e-4 * max(torch.tensor(whole[key]).norm(), 1e-2), (name, key)
+
+
+def test_what_was_taken_stays_while_training_goes_on(tmp_path):
+    """The files are written in the background."""
+
+    def step():
+        for parameter in job.state.net.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        job.state.optimizer.step()
+        job.state.ema.update(job.state.net)
+
+    with joined_run(settings(1), tmp_path / "run", console=QUIET) as job:
+        set_up(job)
+        step()
+        taken = take_parts(job.state, job.place, Stager(torch.device("cpu")))
+        before = copying.deepcopy((taken.tensors, taken.content["optimizer"]["state"]))
+        for _ in range(2):
+            step()
+        after = taken.tensors, taken.content["optimizer"]["state"]
+    steps = [float(values["step"]) for values in taken.content["optimizer"]["state"].values()]
+    assert steps == [1.0] * len(steps)
+    torch.testing.assert_close(after, before, rtol=0, atol=0)

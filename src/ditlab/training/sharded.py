@@ -107,7 +107,11 @@ def take_parts(state: TrainState, place: Place, stage: Callable[..., dict[str, d
         stage: copies the tensors; None if training waits until they are written.
     """
     optimizer = state.optimizer.state_dict()
-    few = {number: {k: v for k, v in values.items() if not v.ndim} for number, values in optimizer["state"].items()}
+    # Numbers of steps. They are copied here, because training counts on while the files are written.
+    few = {
+        number: {key: value.clone() for key, value in values.items() if not value.ndim}
+        for number, values in optimizer["state"].items()
+    }
     tensors = {
         AVERAGE_PARTS: detached(state.ema.net),
         RAW_PARTS: detached(state.net),
