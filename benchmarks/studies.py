@@ -35,6 +35,7 @@ STUDIES = (
     "families-letters",
     "flow-against-ddpm",
     "skips-and-caching",
+    "dynamic",
     "early-exit",
     "frequencies",
     "few-steps",

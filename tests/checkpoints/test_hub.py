@@ -125,7 +125,7 @@ def test_upload_to_a_branch_with_a_token_and_metadata(uploads):
         "pipeline_tag": "unconditional-image-generation",
         "tags": ["ditlab", "diffusion", "diffusion-transformer"],
     }
-    assert "ditlab.load('otters')" in card.text
+    assert "ditlab.load('me/otters')" in card.text
 
 
 def test_a_card_of_a_model_from_local_data_names_no_data_set(uploads):

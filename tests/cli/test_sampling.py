@@ -297,7 +297,7 @@ class TestLike:
         err = ditlab("sample", "--like", file, code=2).err
         assert err.startswith(
             f"ditlab: {file} records the model model, which is neither in the current folder nor in a folder above the "
-            "file (no model at model; "
+            "file (no model at model, which does not exist; "
         )
         assert err.endswith("); give it: sample MODEL --like FILE\n")
         assert "give it" not in ditlab("sample", "wrong", "--like", file, code=2).err

@@ -222,7 +222,7 @@ class TestRejection:
             (
                 b'{"' + b"a" * 100_000 + b'": 1}',
                 422,
-                f'unknown key "{"a" * 200}"; choose from: {KEYS}',
+                f'unknown key "{"a" * 40}"; choose from: {KEYS}',
             ),
             (b'{"guidance": NaN}', 422, "guidance: Input should be a finite number"),
             (
@@ -238,7 +238,7 @@ class TestRejection:
         response = client.post("/v1/images/generations", content=body, headers={"content-type": "application/json"})
         assert response.status_code == code
         assert words in error(response)
-        assert len(error(response)) < 300
+        assert len(error(response)) < 500
 
     @pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded"])
     def test_content_types_of_cross_origin_forms_are_rejected(self, client, kind):

@@ -176,7 +176,7 @@ class SamplingRequest(BaseModel):
         for key in body:
             if key not in cls.model_fields and key not in ALIASES:
                 # Only the first one is reported; messages for thousands would take seconds.
-                words = f'unknown key "{key[:200]}"; {nearest(key[:200], cls.model_fields)}'
+                words = f'unknown key "{key[:40]}"; {nearest(key[:40], cls.model_fields)}'
                 raise PydanticCustomError(UNKNOWN_KEY, "{words}", {"words": words})
         renamed: dict[Any, Any] = {}
         origin: dict[Any, str] = {"labels": "prompt"} if body.get("prompt") is not None else {}
