@@ -70,14 +70,16 @@ class NoCredentialsError(Exception):
 
 
 class AnswerError(Exception):
-    """As botocore reports a response."""
+    """As botocore reports a response, which is sent now: parameters of tests are made long before they are used."""
 
+    def __init__(self, status, hours):
+        super().__init__("Forbidden" if status == 403 else "Bad Request")
+        self.status, self.hours = status, hours
 
-def answered(status, hours=0):
-    error = AnswerError("Forbidden" if status == 403 else "Bad Request")
-    date = format_datetime(datetime.now(UTC) + timedelta(hours=hours), usegmt=True)
-    error.response = {"ResponseMetadata": {"HTTPStatusCode": status, "HTTPHeaders": {"date": date}}}
-    return error
+    @property
+    def response(self):
+        date = format_datetime(datetime.now(UTC) + timedelta(hours=self.hours), usegmt=True)
+        return {"ResponseMetadata": {"HTTPStatusCode": self.status, "HTTPHeaders": {"date": date}}}
 
 
 def caused(error, cause):
@@ -103,11 +105,14 @@ def caused(error, cause):
             "{}: the clocks of the store and of this machine differ; set the clock of this machine",
         ),
         (
-            caused(PermissionError("Forbidden"), answered(403, hours=1)),
+            caused(PermissionError("Forbidden"), AnswerError(403, hours=1)),
             "{}: the clocks of the store and of this machine differ; set the clock of this machine",
         ),
-        (caused(PermissionError("Forbidden"), answered(403)), "no access to {} (Forbidden); give credentials"),
-        (caused(OSError("Bad Request"), answered(400)), "no access to {} (Bad Request); give credentials"),
+        (
+            caused(PermissionError("Forbidden"), AnswerError(403, hours=0)),
+            "no access to {} (Forbidden); give credentials",
+        ),
+        (caused(OSError("Bad Request"), AnswerError(400, hours=0)), "no access to {} (Bad Request); give credentials"),
     ],
 )
 def test_failures_that_do_not_pass(store, failure, message):

@@ -4,6 +4,7 @@ import tarfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -431,3 +432,10 @@ def test_the_identity_of_a_folder_does_not_depend_on_its_place(folder, monkeypat
     (folder.parent / "moved" / "cat" / "0.png").rename(folder.parent / "moved" / "cat" / "9.png")
     assert content_identity("moved") != first
     assert content_identity("moved/cat/*") == content_identity(str(folder.parent / "moved" / "cat" / "*"))
+
+
+def test_no_source_is_not_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    nothing = content_identity("")
+    Path("later.txt").touch()
+    assert content_identity("") == nothing

@@ -50,6 +50,8 @@ def files_identity(text: str) -> str:
 
     For an .npz file, it covers names, sizes and checksums of the members. Another text is hashed itself.
     """
+    if not text:  # names nothing, such as the reference of a metric without one; Path("") is the current folder
+        return digest([text])
     path = Path(expand(text))
     if path.suffix == ".npz" and path.is_file():
         array_names(path)
