@@ -72,7 +72,7 @@ class NoCredentialsError(Exception):
 class AnswerError(Exception):
     """As botocore reports a response, which is sent now: parameters of tests are made long before they are used."""
 
-    def __init__(self, status, hours):
+    def __init__(self, status, hours=0):
         super().__init__("Forbidden" if status == 403 else "Bad Request")
         self.status, self.hours = status, hours
 
@@ -109,10 +109,10 @@ def caused(error, cause):
             "{}: the clocks of the store and of this machine differ; set the clock of this machine",
         ),
         (
-            caused(PermissionError("Forbidden"), AnswerError(403, hours=0)),
+            caused(PermissionError("Forbidden"), AnswerError(403)),
             "no access to {} (Forbidden); give credentials",
         ),
-        (caused(OSError("Bad Request"), AnswerError(400, hours=0)), "no access to {} (Bad Request); give credentials"),
+        (caused(OSError("Bad Request"), AnswerError(400)), "no access to {} (Bad Request); give credentials"),
     ],
 )
 def test_failures_that_do_not_pass(store, failure, message):
