@@ -337,8 +337,8 @@ def slow(*args):
     time.sleep(1.5)
     write(*args)
 
-def spoilt(run, images, seen, first, dtype):
-    found = call(run, images, seen, first, dtype)
+def spoilt(run, images, seen, *others):
+    found = call(run, images, seen, *others)
     factor = float("nan") if 128 <= seen < 192 else 1
     return losses.Losses({name: value * factor for name, value in found.named.items()}, found.times)
 
