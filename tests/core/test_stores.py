@@ -48,6 +48,16 @@ def test_only_one_writer_creates_a_file(store):
     assert read(f"{store}/claim") == b"1"
 
 
+def test_a_bucket_that_does_not_exist(store, monkeypatch):
+    def absent(self, path, content, **options):
+        raise FileNotFoundError("The specified bucket does not exist")
+
+    monkeypatch.setattr(Faulty, "pipe_file", absent)
+    with pytest.raises(StoreError) as error:
+        create(f"{store}/run/claim", b"1")
+    assert str(error.value) == f"{store} does not exist; create it, or correct the address"
+
+
 def test_unknown_protocols_and_missing_packages(monkeypatch):
     with pytest.raises(InputError) as error:
         stat("s4://bucket/a.tar")

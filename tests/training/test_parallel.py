@@ -337,8 +337,8 @@ def slow(*args):
     time.sleep(1.5)
     write(*args)
 
-def spoilt(run, images, seen, first, dtype):
-    found = call(run, images, seen, first, dtype)
+def spoilt(run, images, seen, *others):
+    found = call(run, images, seen, *others)
     factor = float("nan") if 128 <= seen < 192 else 1
     return losses.Losses({name: value * factor for name, value in found.named.items()}, found.times)
 
@@ -387,6 +387,20 @@ def as_rank(rank, recipe, out, seconds, port):
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (RuntimeError("Application timeout caused pair closure"), True),  # gloo: a stopped process on this machine
+        (RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting"), True),
+        (RuntimeError("Connection closed by peer [127.0.0.1]:4711"), True),
+        (torch.distributed.DistStoreError("wait timeout after 600000ms, keys: /default_pg/0//cpu//0"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied (1x2 and 3x4)"), False),
+    ],
+)
+def test_errors_of_lost_processes_are_recognized(error, lost):
+    assert parallel.has_lost_process(error) is lost
 
 
 @pytest.mark.slow

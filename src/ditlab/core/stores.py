@@ -342,11 +342,14 @@ def create(url: str, content: bytes) -> bool:
     """Write a file unless it exists; returns whether it was written. The store decides between several writers.
 
     Raises:
-        StoreError: the store cannot be used.
+        StoreError: the bucket does not exist, or the store cannot be used.
     """
     system, path = connect(url)
     try:
         attempt(url, lambda: system.pipe_file(path, content, mode="create"))
     except FileExistsError:
         return False
+    except AbsentError as error:
+        bucket = "/".join(url.split("/")[:3])
+        raise AbsentError(f"{bucket} does not exist; create it, or correct the address") from error
     return True

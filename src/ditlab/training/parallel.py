@@ -208,7 +208,7 @@ def joined(device: str, seconds: int, stacks: Path | None = None) -> Iterator[Pl
     try:
         yield Place(process_device, rank, world, dist.group.WORLD)
     except RuntimeError as error:
-        if not any(word in str(error) for word in LOST):
+        if not has_lost_process(error):
             raise
         line = str(error).splitlines()[0]
         named = lost_processes(spare, rank, stacks)
@@ -236,7 +236,13 @@ def meeting_point(seconds: int) -> dict[str, Any]:
     return {"timeout": limit, "store": own, "rank": rank, "world_size": world}
 
 
-LOST = ("gloo/", "NCCL", "Connection closed by peer", "Connection reset by peer")  # parts of communication errors
+LOST = ("gloo/", "NCCL", "Connection closed by peer", "Connection reset by peer", "Application timeout", "Broken pipe")
+"""Parts of communication errors, of which gloo raises most as a plain RuntimeError."""
+
+
+def has_lost_process(error: RuntimeError) -> bool:
+    """Whether an error means that another process ended or did not respond."""
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in LOST)
 
 
 def keep_inputs_only(net: Backbone) -> None:
