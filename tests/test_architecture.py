@@ -6,6 +6,8 @@ import sys
 from functools import cache
 from pathlib import Path
 
+import pytest
+
 from ditlab.backbones import BACKBONES
 
 SOURCE = Path(__file__).parents[1] / "src" / "ditlab"
@@ -154,6 +156,7 @@ def test_package_and_command_line_do_not_import_torch():
     )
 
 
+@pytest.mark.slow
 def test_help_of_training_lists_options_of_networks_without_torch():
     code = "import sys; sys.argv = ['ditlab', 'train', '--help']; import ditlab.cli; ditlab.cli.main()"
     found = subprocess.run([sys.executable, "-X", "importtime", "-c", code], capture_output=True, text=True)

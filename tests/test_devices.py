@@ -70,6 +70,7 @@ def test_the_device_refuses_what_mps_refuses():
             x.numpy()
 
 
+@pytest.mark.slow
 def test_a_run_trains_saves_and_resumes_there_as_on_the_cpu(tmp_path):
     train(recipe("cpu"), tmp_path / "cpu", console=QUIET)
     with accelerator() as mode:
@@ -107,6 +108,7 @@ def test_further_options_of_training_work_there(tmp_path):
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_computes_there_what_it_does_on_the_cpu(family):
     torch.manual_seed(0)
@@ -127,6 +129,7 @@ def test_inputs_for_an_export_are_made_there():
     assert all(torch.equal(made[name], value) for name, value in expected.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sampler_gives_the_images_of_the_cpu(sampler):
     learned = sampler == "ddpm"
@@ -140,6 +143,7 @@ def test_every_sampler_gives_the_images_of_the_cpu(sampler):
     assert (images - expected).abs().max() < 1e-2
 
 
+@pytest.mark.slow
 def test_an_autoencoder_trains_and_is_normalized_there(tmp_path):
     settings = {
         "images": 32,

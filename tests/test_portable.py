@@ -177,6 +177,7 @@ class TestPowerCuts:
 
 
 class TestWindows:
+    @pytest.mark.slow
     def test_a_run_trains_prunes_and_resumes(self, tmp_path, windows):
         train(recipe(16), tmp_path / "run", console=QUIET)
         assert train(recipe(24), tmp_path / "run", console=QUIET).config["images_seen"] == 24
@@ -207,6 +208,7 @@ class TestWindows:
             draft.finish(None, tmp_path / "samples.npz")
         assert sorted(path.name for path in tmp_path.iterdir()) == ["samples.draft", "samples.npz"]
 
+    @pytest.mark.slow
     def test_a_model_replaces_the_one_that_it_was_loaded_from(self, tmp_path, windows):
         import ditlab
 

@@ -26,6 +26,7 @@ def sampled(pipe, labels, seeds, **options):
     return pipe(labels, seeds=seeds, output_type="latent", **options).images
 
 
+@pytest.mark.slow
 def test_a_model_folder_loads_and_samples(expected):
     pipe = ditlab.load(SAVED / "model")
     labels, seeds = ["cat", 1, "otter", None], [5, 6, 7, 8]
@@ -43,6 +44,7 @@ def test_a_run_folder_samples_with_its_own_settings(expected):
     assert np.abs(images - expected["run.images"].numpy()).max() <= 1
 
 
+@pytest.mark.slow
 def test_a_run_resumes_to_the_same_weights(expected, tmp_path):
     run = shutil.copytree(SAVED / "run", tmp_path / "run")
     recipe = parse_recipe(read_toml(run / "recipe.toml"))

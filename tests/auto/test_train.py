@@ -48,6 +48,7 @@ def quick(monkeypatch):
             monkeypatch.setattr(f"ditlab.auto.{name}.{constant}", 66)
 
 
+@pytest.mark.slow
 def test_from_images_to_a_score(images, tmp_path, quick):
     out, console = tmp_path / "run", Console(quiet=True)
     first = train_folder(images, out, images=640, settings=TINY, console=console)
@@ -133,6 +134,7 @@ def test_what_is_said_of_the_data():
     ]
 
 
+@pytest.mark.slow
 def test_equal_images_have_no_score(tmp_path, quick, capsys):
     for i in range(60):
         file = tmp_path / "gray" / f"{i}.png"

@@ -73,6 +73,7 @@ def ldm_names(state):
 
 
 class TestReading:
+    @pytest.mark.slow
     def test_folder(self, theirs, pictures, tmp_path):
         theirs.save_pretrained(tmp_path / "vae")
         for path in (tmp_path, tmp_path / "vae"):
@@ -177,6 +178,7 @@ class TestPipelines:
         assert pictures[0].shape == (2, 3, 16, 16)
         assert torch.equal(*pictures)
 
+    @pytest.mark.slow
     def test_the_command_line_samples_with_a_custom_autoencoder(self, latent_model, tmp_path, capsys, monkeypatch):
         model = latent_model().save(tmp_path / "with")
         convert(ditlab.load(model), tmp_path / "a.pt", "official")
@@ -193,6 +195,7 @@ class TestPipelines:
         with pytest.raises(InputError, match="latents of 4 channels and the network takes 3; give the autoencoder"):
             ditlab.load(tiny_pipeline(channels=3).save(tmp_path / "a"), autoencoder=tmp_path / "vae")
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("classes", "scale"), [(1000, 3.0), (10, 1.0), (1001, 1.0)])
     def test_diffusers_generates_the_same_images(self, latent_model, tmp_path, classes, scale):
         # With guidance only at 1000 classes: DiTPipeline takes 1000 for the null label whatever the class count.
@@ -243,6 +246,7 @@ class TestPipelines:
         assert not ditlab.load(tmp_path / "out").net.config["frequency_shift"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can become somebody else")
 def test_a_folder_without_permission(tmp_path):
     folder = tiny_pipeline().save(tmp_path / "a")

@@ -34,6 +34,7 @@ def made(family: str, size: tuple[int, int] | None = None) -> Backbone:
     return create(name, **{"size": size or built, "channels": 3, "classes": 4, "learn_variance": False, **options})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ANY)
 def test_a_network_equals_one_that_was_made_for_the_size(family: str) -> None:
     net = made(family).eval()

@@ -114,6 +114,7 @@ def test_keys_of_the_middle_third_are_means_at_the_mean_position():
     assert network(size=6, shorter=False).tokens == 9
 
 
+@pytest.mark.slow
 def test_the_text_does_not_depend_on_time_or_image_and_is_read_once():
     net = network(text_length=5, vocabulary=9)
     x, t, text = net.example(3, torch.Generator().manual_seed(0))

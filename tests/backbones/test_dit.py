@@ -190,6 +190,7 @@ def test_wrong_input_size_is_rejected():
         net(torch.randn(1, 1, 8, 8), torch.zeros(1), torch.zeros(1, dtype=torch.long))
 
 
+@pytest.mark.slow
 def test_config_creates_the_same_network_again():
     net = create("DiT-B/4", size=(8, 16), classes=3, depth=2, condition="cross-attention", qk_norm=True)
     again = create(**net.config | {"size": tuple(net.config["size"])})

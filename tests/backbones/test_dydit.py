@@ -174,6 +174,7 @@ def test_decisions_have_the_gradient_of_a_sigmoid_and_logistic_noise():
     assert decided(torch.zeros(2), torch.tensor([12.0, -12.0])).tolist() == [1, 0]  # no overflow
 
 
+@pytest.mark.slow
 def test_costs_are_those_of_the_budget():
     cost = measure(lambda: create("DyDiT-XL/2", budget=0.5))
     assert cost.parameters == 678_129_732

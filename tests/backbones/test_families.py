@@ -188,6 +188,7 @@ def test_a_trace_records_every_block_and_changes_nothing(make):
     assert Trace(["blocks.0"]).taps == {}
 
 
+@pytest.mark.slow
 def test_a_trace_goes_through_checkpointed_blocks(make):
     net = perturbed(make())
     if not net.repeated:
@@ -256,6 +257,7 @@ def test_examples_are_inputs_of_a_trial_call(family, make):
     assert torch.equal(net(x, timestep, condition), net(x, timestep, condition.label))
 
 
+@pytest.mark.slow
 def test_a_loaded_model_generates_the_same_images(make, tmp_path):
     net = perturbed(make(), 0.05).eval()
     words = Words([f"word{i}" for i in range(9)], length=5)

@@ -30,6 +30,7 @@ def as_image(tokens, h, w):
     return torch.nn.functional.pixel_shuffle(tokens.T.unflatten(1, (h, w)), 2)[None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "millions", "gmacs"),
     [("FiT-XL/2", 823.6, 156.7), ("FiTv2-XL/2", 671.0, 152.3)],

@@ -75,6 +75,7 @@ def test_a_network_that_reads_another_image_is_rejected(published):
         flux_layouts.read_sizes(tensors | {"img_in.weight": torch.zeros(width, 32)})
 
 
+@pytest.mark.slow
 def test_cost_agrees_with_the_release():
     """Per token 24 D^2 in a block with two streams, and 12 D^2 in one with a single stream, of M keys 2 M D each."""
     cost = measure(lambda: create("Flux-dev"))

@@ -46,6 +46,7 @@ def test_published_weights_give_published_numbers(published):
         assert relative(net(x, t, nothing), vectors["out_zero_text"]) < 1e-5
 
 
+@pytest.mark.slow
 def test_cost_agrees_with_the_releases():
     with torch.device("meta"):
         sizes = [

@@ -55,6 +55,7 @@ def test_rotated_products_depend_on_the_distance_alone():
     assert torch.equal(rotations(2, 2, 16, more=2)[:, 4:], torch.tensor([1.0, 0.0])[:, None, None].expand(2, 2, 16))
 
 
+@pytest.mark.slow
 def test_a_gated_layer_has_about_the_weights_of_a_plain_one():
     layer = SwiGLU(384)
     assert sum(p.numel() for p in layer.parameters()) == pytest.approx(2 * 4 * 384**2, rel=0.01)
@@ -65,6 +66,7 @@ def test_a_gated_layer_has_about_the_weights_of_a_plain_one():
     assert modern.gmacs == pytest.approx(plain.gmacs, rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("condition", ["adaln-zero", "adaln", "in-context", "cross-attention"])
 def test_every_conditioning_takes_them_and_uses_positions(condition):
     net = noisy(condition=condition, **MODERN).eval()
@@ -97,6 +99,7 @@ class TestRouting:
         c = net.condition(net.t_embedder(t), net.y_embedder(y))
         assert relative(net.blocks[5](joined, c), seen[5]) < 1e-6
 
+    @pytest.mark.slow
     def test_training_routes_and_sampling_does_not(self, tmp_path):
         recipe = parse_recipe(
             {"model": {"name": "DiT", "width": 48, "depth": 6, "heads": 3, "patch": 2, "rope": True}}
@@ -135,6 +138,7 @@ class TestAlignment:
         assert early.grad.abs().sum() > 0
         assert late.grad is None
 
+    @pytest.mark.slow
     def test_it_is_added_to_the_loss(self, tmp_path):
         pipe, data = tiny_pipeline(classes=10), open_dataset("digits")
         settings = {"batch": 8, "layer_sync_weight": 0.25}

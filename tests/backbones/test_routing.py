@@ -143,6 +143,7 @@ def test_impossible_settings_are_rejected():
         to_official(tiny_pipeline(exits=(1.0, 0.5)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["DiT", "Skip-DiT", "U-ViT"])
 def test_average_cost_is_that_of_uniform_timesteps(family):
     options = DEEP | {"name": family, "learn_variance": False, "depth": 5}

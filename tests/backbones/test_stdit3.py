@@ -61,6 +61,7 @@ def test_published_files_are_read_and_written(published, tmp_path):
     assert all(torch.equal(value, state[key]) for key, value in again.items())
 
 
+@pytest.mark.slow
 def test_sizes_of_the_published_models():
     cost = measure(lambda: create("STDiT3-XL/2", size=(5, 18, 32), learn_variance=True))
     assert cost.parameters / 1e6 == pytest.approx(1207.6, abs=0.05)

@@ -176,6 +176,7 @@ def test_low_rank_updates_change_it_and_are_merged(make):
     assert relative(merged(net)(*given), net(*given)) < 1e-4
 
 
+@pytest.mark.slow
 def test_guidance_and_interpolation(make):
     net = perturbed(make(), 0.05).eval()
     x, _, text = inputs(net)
@@ -217,6 +218,7 @@ def test_sampling_embeds_each_prompt_once(family, guidance, monkeypatch):
     assert sum(calls) == 5 * (2 if guidance == 1 else 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", ONCE, indirect=True)
 def test_cost_is_measured_without_weights(make):
     net = make()

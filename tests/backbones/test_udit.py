@@ -284,6 +284,7 @@ def test_cosine_attention_is_a_softmax_of_scaled_cosines():
     assert torch.allclose(layer(x, None), expected, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-4), (torch.float64, 1e-5)])
 def test_fused_computes_the_same_and_leaves_the_original_alone(dtype, error):
     net = perturbed(create("U-DiT", size=16, width=32, heads=2, depths=[1, 2, 1]).to(dtype))
@@ -301,6 +302,7 @@ def test_fused_computes_the_same_and_leaves_the_original_alone(dtype, error):
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
 
 
+@pytest.mark.slow
 def test_fused_is_an_ordinary_network():
     net = perturbed(create("U-DiT", **TINY)).eval().requires_grad_(False)
     fused = net.fused()

@@ -70,6 +70,7 @@ def test_mistakes_name_value_and_remedy(options, words):
         create("ADM", **TINY | {"head_width": 16} | options)
 
 
+@pytest.mark.slow
 def test_a_library_that_is_missing_is_named(monkeypatch, capsys):
     monkeypatch.setitem(__import__("sys").modules, "diffusers", None)
     with pytest.raises(InputError, match=r"U-Nets need diffusers; pip install 'ditlab\[unet\]'"):

@@ -81,6 +81,7 @@ def test_a_network_that_starts_from_a_dit_equals_it_on_one_frame(attention, fram
     )
 
 
+@pytest.mark.slow
 def test_training_starts_from_a_dit_and_reads_its_options(tmp_path):
     tiny_pipeline(channels=2, qk_norm=True).save(tmp_path / "image")
     clips = InMemory(torch.randint(256, (8, 2, 2, 8, 8)).byte(), torch.arange(8) % 3, [f"class {i}" for i in range(3)])

@@ -74,6 +74,7 @@ def test_lists_of_a_configuration_are_bounded(model):
         load(model)
 
 
+@pytest.mark.slow
 def test_levels_are_bounded_too(tmp_path):
     net = create("U-DiT", size=8, channels=1, classes=2, learn_variance=False, width=16, heads=2, depths=[1, 1, 1])
     Pipeline(net.eval(), Objective()).save(tmp_path / "model")

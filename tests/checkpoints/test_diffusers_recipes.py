@@ -75,6 +75,7 @@ def test_the_transformer_of_diffusers_gives_the_same_numbers(name, tmp_path):
     assert ((ours - x).norm() / x.norm()).item() < 1e-5
 
 
+@pytest.mark.slow
 def test_the_pipeline_of_diffusers_generates_the_same_images(tmp_path):
     diffusers = pytest.importorskip("diffusers")
     pipe = untrained("own-latent-diffusers")

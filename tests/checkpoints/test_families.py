@@ -100,6 +100,7 @@ def test_other_schedules_of_early_exit_have_no_official_layout(checkpoint, tmp_p
         convert(pipe, tmp_path / "out", "official")
 
 
+@pytest.mark.slow
 def test_a_missing_size_is_reported(checkpoint, tmp_path, monkeypatch, capsys):
     file, _, _ = checkpoint("udit_tiny")
     pipe = ditlab.load(file)
@@ -177,6 +178,7 @@ def test_skip_dit_is_distinguished_from_dit():
         assert torch.equal(pipe.net(x, label * 7.0, label), net(x, label * 7.0, label))
 
 
+@pytest.mark.slow
 def test_pixels_of_u_vit_are_on_the_continuous_process():
     net = create("U-ViT-M/4", size=8, channels=3, learn_variance=False, depth=3, width=768)
     pipe = from_official(dict(net.state_dict()), "here", heads=12)
@@ -211,6 +213,7 @@ class TestFineTuning:
         model = continued(parse_recipe({"model": {"name": name}}).model, self.source())
         assert (model.name, model.depth, model.width) == ("DiT", 4, 32)
 
+    @pytest.mark.slow
     def test_through_the_trainer(self, tmp_path):
         source = Pipeline(
             create("DiT", size=8, channels=1, classes=10, learn_variance=False, width=32, depth=2, heads=2, patch=2),

@@ -42,6 +42,7 @@ def equal(first, second):
     )
 
 
+@pytest.mark.slow
 def test_what_is_read(folder, pipe):
     constants = pipe.autoencoder.config
     assert (pipe.shape, constants["scale"], constants["shift"]) == ((16, 8, 8), 0.3611, 0.1159)
@@ -53,6 +54,7 @@ def test_what_is_read(folder, pipe):
     assert pipe.resolve(steps=5).evaluations == 5
 
 
+@pytest.mark.slow
 def test_the_same_image_as_diffusers(folder, pipe):
     options = {"num_inference_steps": 5, "guidance_scale": 3.5}
     theirs = folder[1](

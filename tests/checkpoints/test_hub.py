@@ -103,6 +103,7 @@ def test_the_device_is_the_accelerator_unless_another_is_given(folder, monkeypat
     assert picked == ["auto", "cuda", torch.device("cpu")]
 
 
+@pytest.mark.slow
 def test_code_that_only_reads_weights_loads_them_to_the_cpu():
     for path in sorted(SOURCE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):

@@ -376,6 +376,7 @@ class TestHub:
             assert words in card
 
 
+@pytest.mark.slow
 def test_published_preset_is_the_reference_step_by_step(dit):
     """Against improved DDPM written out with the respaced betas: learned variance, guidance 1.5 on three channels."""
     pipe, y, null = dit(), torch.tensor([1]), torch.tensor([3])

@@ -42,6 +42,7 @@ def test_what_is_read(pipe):
     assert pipe.conditioner.encoder.shape == pipe.net.text == TextShape(333, 32, pooled=20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("further", [{}, {"negative_prompt": NEGATIVE}, SKIPPED])
 def test_the_same_image_as_diffusers(folder, pipe, further):
     options = {"num_inference_steps": 10, "guidance_scale": 5.0, **further}
@@ -91,6 +92,7 @@ def test_it_is_saved_and_loaded_as_a_model_of_ditlab(pipe, tmp_path):
     assert torch.equal(again([PROMPT], **options).images, pipe([PROMPT], **options).images)
 
 
+@pytest.mark.slow
 def test_the_shift_of_the_scheduler(folder, tmp_path):
     (tmp_path / "scheduler").mkdir()
     content = json.loads((folder[0] / "scheduler" / "scheduler_config.json").read_text()) | {"shift": 2.5}

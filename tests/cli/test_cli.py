@@ -61,6 +61,7 @@ def test_a_model_with_weights_that_are_not_finite(refuses, tmp_path):
     assert not list(out.rglob("*.png"))
 
 
+@pytest.mark.slow
 def test_numbers_that_are_not_finite(refuses, tmp_path):
     model, out = tiny_pipeline().save(tmp_path / "model"), tmp_path / "out"
     eta = refuses("sample", model, "--sampler", "ddim", "--eta", "nan", "--out", out)
@@ -91,6 +92,7 @@ def test_help_lists_the_commands_that_work(ditlab):
         assert command in text
 
 
+@pytest.mark.slow
 def test_info_as_json_and_table(ditlab):
     values = json.loads(ditlab("info", "DiT-XL/2", "--json").out)
     assert values["parameters"] == pytest.approx(675e6, rel=5e-3)
@@ -114,11 +116,13 @@ def test_info_of_an_external_checkpoint(ditlab, refuses, golden, tmp_path):
     assert "depth cannot change the saved model" in refuses("info", file, "--heads", 3, "--depth", 3)
 
 
+@pytest.mark.slow
 def test_info_of_several_names(ditlab):
     models = json.loads(ditlab("info", "--json", "--condition", "adaln", "DiT-S/8", "DiT-B/8").out)["models"]
     assert [row["name"] for row in models] == ["DiT-S/8", "DiT-B/8"]
 
 
+@pytest.mark.slow
 def test_lists_are_given_as_they_are_written(ditlab, refuses):
     values = json.loads(ditlab("info", "U-DiT", "--width", 48, "--heads", 2, "--depths", 1, 2, 1, "--json").out)
     assert values["name"] == "U-DiT"
@@ -153,6 +157,7 @@ def test_help_names_all_features_and_metrics(ditlab):
     assert [name for name in FEATURES if name not in text] == []
 
 
+@pytest.mark.slow
 def test_help_names_the_shipped_recipes(ditlab):
     text = ditlab("train", "--help").out
     assert all(name in text for name in ("digits", "glyphs-32", "own-latent"))
@@ -161,6 +166,7 @@ def test_help_names_the_shipped_recipes(ditlab):
     assert "families-letters" in ditlab("study", "--help").out
 
 
+@pytest.mark.slow
 def test_another_network_on_the_command_line_replaces_the_whole_section(ditlab):
     reported = json.loads(ditlab("plan", "digits", "--device", "h100", "--model.name", "U-ViT-S/2", "--json").out)
     assert reported["parameters"] == pytest.approx(44e6, rel=0.02)  # and not the recipe's width and depth
@@ -287,6 +293,7 @@ def test_sizes_and_seeds():
             parse_seeds([text])
 
 
+@pytest.mark.slow
 def test_from_a_folder_of_images_to_a_sample(ditlab, refuses, tmp_path):
     pictures, ae, cache, run = (tmp_path / name for name in ("pictures", "ae", "cache", "run"))
     ditlab("data", "glyphs-16", "--export", pictures, "--count", 60)
@@ -322,6 +329,7 @@ def test_commands_that_save_models_never_overwrite(refuses, model, tmp_path):
     assert [path.name for path in full.iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.slow
 def test_samples_from_an_image_and_strips(ditlab, refuses, model, tmp_path):
     picture, mask = Image.new("L", (8, 8), 200), Image.new("L", (8, 8))
     mask.paste(255, (4, 0, 8, 8))
@@ -357,6 +365,7 @@ class TestEvaluation:
         pipe.classes = [str(i) for i in range(10)]
         return pipe.save(tmp_path / "digits-model")
 
+    @pytest.mark.slow
     def test_evaluate_prints_json_and_checks_itself(self, ditlab, refuses, digits_model, tmp_path):
         protocol = ("--reference", "digits-held-out", "--count", 100, "--steps", 2)
         out, err = ditlab("evaluate", digits_model, *protocol)
@@ -377,6 +386,7 @@ class TestEvaluation:
         )
         assert "give a reference" in refuses("evaluate", digits_model)
 
+    @pytest.mark.slow
     def test_reference_is_what_evaluate_reads(self, ditlab, refuses, digits_model, tmp_path):
         file = tmp_path / "ref.npz"
         about = json.loads(ditlab("reference", "digits", "--out", file, "--json").out)
@@ -402,6 +412,7 @@ class TestEvaluation:
         )
         assert (about["count"], about["size"], about["preprocessing"]["decoded"]) == (80, [16, 16], True)
 
+    @pytest.mark.slow
     def test_sample_file_can_be_evaluated(self, ditlab, refuses, digits_model, tmp_path):
         options = ("--steps", 2, "--out", tmp_path / "s")
         ditlab("sample", digits_model, "--npz", "--count", 80, *options)
@@ -413,6 +424,7 @@ class TestEvaluation:
         assert "samples.npz exists" in refuses("sample", digits_model, "--npz", "--count", 80, *options)
         assert "leave --labels out" in refuses("sample", digits_model, "--npz", "--labels", 1, *options)
 
+    @pytest.mark.slow
     def test_sweep_and_memorization(self, ditlab, digits_model, tmp_path):
         protocol = ("--reference", "digits-held-out", "--count", 80)
         out, _ = ditlab("sweep", digits_model, *protocol, "--try-steps", 1, 2, "--repeats", 1, "--out", tmp_path / "w")
@@ -448,6 +460,7 @@ class TestInUse:
             assert f"out is in use by process {os.getpid()} on " in reported
             assert os.listdir(tmp_path / "out") == [".lock"]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("command", ["evaluate", "reference", "memorization"])
     def test_a_protocol_is_kept(self, ditlab, refuses, tmp_path, monkeypatch, command):
         monkeypatch.setattr("ditlab.evaluation.references.short_hash", lambda reported: "0")
@@ -549,6 +562,7 @@ class TestValues:
         pipe.values = PixelValues("uint16", (0.0,), (4095.0,))
         return pipe.save(tmp_path / "bands")
 
+    @pytest.mark.slow
     def test_png_files_show_chosen_channels_and_npy_files_hold_all(self, ditlab, refuses, bands, tmp_path):
         options = ("--labels", "1", "--seeds", "3", "--steps", "2", "--precision", "float32")
         said = ditlab("sample", bands, *options, "--show", "4", "3", "2", "--out", tmp_path / "png").err
@@ -596,6 +610,7 @@ class TestValues:
         said = ditlab("sample", model, "--labels", "1", "--seeds", "0", "--steps", "1", "--out", tmp_path / "out").err
         assert "--format" not in said
 
+    @pytest.mark.slow
     def test_info_states_channels_type_and_range(self, ditlab, refuses, bands):
         line = f"{bands} generates images of 8x8 with 13 channels of uint16, 0..4095; PNG files show channels 1, 2, 3\n"
         assert line in ditlab("info", bands).err

@@ -18,6 +18,7 @@ def test_a_built_in_data_set_is_inspected(ditlab, tmp_path):
     assert (values["images"], values["sizes"], len(values["classes"])) == (360, {"8x8": 360}, 10)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_inspected_is_one_line(ditlab, tmp_path):
     assert "give glyphs-SIZE, such as glyphs-32" in ditlab("data", "glyphs", code=2).err
     assert ditlab("train", "digits", "--data.source", "glyphs", "--out", tmp_path / "run", code=2).err == (
@@ -60,6 +61,7 @@ def reading(ditlab, *arguments):
     return values["images"], values["reading"]
 
 
+@pytest.mark.slow
 def test_what_was_read_and_left_out_is_printed(ditlab, tmp_path):
     for name in ("train/cat", "train/dog", "val/cat"):
         save_images(tmp_path / name)
@@ -125,6 +127,7 @@ def test_the_output_of_a_command_is_not_its_input(ditlab, tmp_path, monkeypatch)
         ditlab("train", "digits", "--out=digits", f"--train.images={images}", *small)
 
 
+@pytest.mark.slow
 def test_an_autoencoder_in_a_folder_with_the_name_of_its_data(ditlab, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     small = ["--stride=2", "--width=8", "--depth=1", "--images=4", "--batch=4", "--latent-channels=2", "--device=cpu"]
@@ -133,6 +136,7 @@ def test_an_autoencoder_in_a_folder_with_the_name_of_its_data(ditlab, tmp_path, 
         assert "on 18 held-out images" in done
 
 
+@pytest.mark.slow
 def test_nothing_is_written_where_a_pattern_matches(ditlab, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a").mkdir()

@@ -76,6 +76,7 @@ def test_the_frame_rate_is_recorded_and_repeated(ditlab, model, tmp_path):
             assert video.info["duration"] == 1000 / rate
 
 
+@pytest.mark.slow
 def test_frames_of_another_size_are_shown_recorded_and_repeated(ditlab, model, tmp_path):
     given = ("--given", "0=a.png", "--size", "6x8x8")
     said = ditlab("sample", model, *OPTIONS, *given, "--out", "one").err

@@ -58,6 +58,7 @@ def hints(hint):
             yield from hints(part)
 
 
+@pytest.mark.slow
 def test_no_option_takes_a_path_as_it_is():
     """An argument that holds a plain `Path` would create a folder called ~."""
     import_commands("")
@@ -71,6 +72,7 @@ def test_no_option_takes_a_path_as_it_is():
     assert {"source", "model", "models", "autoencoder", "reference", "init_from", "class_map", "base"} <= seen
 
 
+@pytest.mark.slow
 def test_training_and_sampling_from_the_command_line(ditlab, home):
     ditlab("train", "~/r.toml", "--out=~/run")
     assert sorted(path.name for path in home.iterdir()) == ["pics", "r.toml", "run", "work"]
@@ -84,6 +86,7 @@ def test_training_and_sampling_from_the_command_line(ditlab, home):
     assert [*(home / "work").iterdir()] == []
 
 
+@pytest.mark.slow
 def test_an_unknown_home_folder(ditlab, home):
     line = "~nobody9/x: the home folder ~nobody9 is not known; give the whole path, or ./~nobody9/x for a file of this"
     line += " name"

@@ -23,6 +23,7 @@ def place(tmp_path_factory):
     return place
 
 
+@pytest.mark.slow
 def test_features_evaluation_reference_and_memorization(place, ditlab):
     photos, val = place / "photos", f"{place / 'photos'}:val"
     count = len(open_dataset(val, Preparation(held_out=0.2)))

@@ -157,6 +157,7 @@ class TestRecords:
 
 
 class TestLike:
+    @pytest.mark.slow
     def test_an_image_is_repeated_exactly(self, ditlab, sample, model, tmp_path):
         settings = ("--steps", 5, "--guidance", 1.5, "--sampler", "ddim", "--eta", 0.5, "--schedule", "cosine")
         first = sample("model", "--labels", 0, 1, 2, "--seeds", "0-2", *settings)
@@ -218,6 +219,7 @@ class TestLike:
         err = ditlab("sample", "--like", first[0], "--image", "other.png").err
         assert f"{first[0]}: generated from another image or mask; the images will differ" in err
 
+    @pytest.mark.slow
     def test_interpolations(self, sample, model):
         first = sample("model", "--labels", 0, 1, "--seeds", 4, "--strip", 3, "--steps", 2)
         again = sample("--like", "samples")
@@ -282,6 +284,7 @@ class TestLike:
             f"ditlab: a/{name} holds no settings; give a/samples.json, which ditlab writes beside it\n"
         )
 
+    @pytest.mark.slow
     def test_a_model_or_an_image_that_is_gone(self, ditlab, sample, model, tmp_path):
         for name in ("start", "mask"):
             Image.new("L", (8, 8), 255).save(f"{name}.png")
@@ -320,6 +323,7 @@ class TestLike:
         err = ditlab("sample", "--like", f"../{file}", code=2).err
         assert "records the model runs/demo, which is neither in the current folder nor in a folder above" in err
 
+    @pytest.mark.slow
     def test_the_place_of_the_model_under_low_rank_updates_is_repeated(self, sample, model, tmp_path):
         recipe = {"data": {"source": "digits"}, "diffusion": {"process": "linear"}, "train": {
             "images": 8, "batch": 8, "device": "cpu", "precision": "float32", "compile": "never",
@@ -331,6 +335,7 @@ class TestLike:
         assert settings_of(file)["load_options"] == {"base": "moved"}
         assert same_pixels(file, sample("--like", file)[0])
 
+    @pytest.mark.slow
     def test_the_place_of_that_model_is_an_option_of_all_commands(self, ditlab, sample, model, tmp_path, monkeypatch):
         recipe = {"data": {"source": "digits"}, "diffusion": {"process": "linear"}, "train": {
             "images": 8, "batch": 8, "device": "cpu", "precision": "float32", "compile": "never",
@@ -366,6 +371,7 @@ class TestLike:
         record = json.loads(Path("bound/samples.json").read_text())
         assert (record["settings"]["reuse_error"], record["settings"].get("reuse")) == (0.5, None)
 
+    @pytest.mark.slow
     def test_a_schedule_and_feature_caching_are_tuned_for_a_budget(self, ditlab, sample, model, monkeypatch):
         monkeypatch.setattr("ditlab.inference.tune_budget.INTERVALS", (None, 2))
         monkeypatch.setattr("ditlab.inference.tune_budget.call_costs", lambda pipe, images: (1.0, 0.1))
@@ -386,6 +392,7 @@ class TestLike:
         err = ditlab("sample", "model", *OPTIONS, "--image", "start.png", "--strength", 0.34).err
         assert "settings: heun, 1 step (1 NFE)" in err
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("key", "values"),
         [

@@ -40,6 +40,7 @@ def test_env_of_a_source_folder_that_is_not_installed(monkeypatch):
     assert [*environments.packages()] == ["required"]
 
 
+@pytest.mark.slow
 def test_config_prints_the_recipe_that_train_would_use(ditlab):
     text = ditlab("config", "digits", "--optim.lr", "0.001", "--data.held-out", "0.25").out
     recipe = parse_recipe(parse_toml(text))
@@ -48,6 +49,7 @@ def test_config_prints_the_recipe_that_train_would_use(ditlab):
     assert (tables["optim"]["lr"], tables["optim"]["clip"]) == (0.005, 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["config", "plan", "train"])
 @pytest.mark.parametrize(
     ("option", "remedy"),
@@ -75,6 +77,7 @@ def test_config_names_the_nearest_recipe(ditlab):
     assert 'no recipe "digit"; ' in ditlab("config", "digit", code=2).err
 
 
+@pytest.mark.slow
 def test_completion_knows_commands_and_options(ditlab, tmp_path):
     script = ditlab("completion", "bash").out
     assert " evaluate " in script

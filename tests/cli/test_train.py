@@ -57,6 +57,7 @@ def test_neither_recipe_nor_data(ditlab):
     assert line.startswith('ditlab: no recipe "no-such-thing"; give a folder of images, the path of a .toml file')
 
 
+@pytest.mark.slow
 def test_the_length_of_a_recipe(ditlab, monkeypatch, tmp_path):
     seen = []
     monkeypatch.setattr("ditlab.training.api.train_only", lambda recipe, out, **options: seen.append(recipe.train))

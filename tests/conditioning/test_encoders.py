@@ -72,6 +72,7 @@ def places(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_layers_masks_and_padding_are_part_of_the_rule(places):
     captions = ["a red apple", "a blue apple on a red square"]
     folder = str(places / "llama")
@@ -209,6 +210,7 @@ def test_missing_packages_are_named(monkeypatch):
         Text.for_data(None, {"encoder": "transformers", "options": {"model": "a/b"}, "captions": ["a"]})
 
 
+@pytest.mark.slow
 def test_sd3_joins_as_the_pipeline_of_diffusers(places):
     diffusers = pytest.importorskip("diffusers")
     torch.manual_seed(0)

@@ -141,6 +141,7 @@ def captions(folder):
     return folder
 
 
+@pytest.mark.slow
 def test_training_reads_each_caption_once_resumes_and_loads(folder, tmp_path, monkeypatch):
     data = captions(tmp_path / "data")
     recipe = {

@@ -104,6 +104,7 @@ class Net(DiT):
 '''
 
 
+@pytest.mark.slow
 def test_a_class_outside_the_package_has_its_own_options(tmp_path, monkeypatch):
     (tmp_path / "outside_net.py").write_text(OUTSIDE)
     monkeypatch.syspath_prepend(tmp_path)

@@ -74,6 +74,7 @@ def test_a_folder_is_in_use_as_long_as_its_process_lives(tmp_path, holder, monke
     assert in_use(tmp_path / "out") is None
 
 
+@pytest.mark.slow
 def test_never_two_at_a_time(tmp_path):
     command = [sys.executable, "-c", TAKES_TURNS, str(tmp_path)]
     for process in [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(3)]:

@@ -52,6 +52,7 @@ def test_archives_of_archives_are_as_large_as_they_say(tmp_path, monkeypatch):
     check_archive(tmp_path / "b.npz")
 
 
+@pytest.mark.slow
 def test_long_lists_of_names_are_cut():
     names = [str(i) for i in range(1_000_000)]
     assert listing(names[:100]) == ", ".join(names[:100])

@@ -135,6 +135,7 @@ def test_failures_that_do_not_pass(store, failure, message):
     assert Faulty.fetched == ["a.bin"]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*trying again")
 @pytest.mark.parametrize(
     ("status", "message"),

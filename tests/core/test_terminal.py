@@ -45,6 +45,7 @@ def test_a_table_has_the_width_of_its_content_in_a_file_and_fits_a_terminal(caps
     assert max(map(len, file.getvalue().splitlines())) == 60
 
 
+@pytest.mark.slow
 def test_the_log_of_a_run_has_whole_lines(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     folder = tmp_path / ("a-long-name-" * 10)

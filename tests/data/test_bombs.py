@@ -312,6 +312,7 @@ def test_pipes_as_tables(tmp_path):
     assert survey(source, QUIET).images == 1
 
 
+@pytest.mark.slow
 def test_many_schedules(tmp_path):
     file = tmp_path / "schedules.json"
     grids = {str(i): [] for i in range(2, 20_000)}

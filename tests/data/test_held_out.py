@@ -175,6 +175,7 @@ def test_settings_of_a_training_are_used_for_named_parts_only(folder):
     assert find_spec("digits:val") is None
 
 
+@pytest.mark.slow
 def test_a_cache_holds_the_training_images_and_says_so(folder, tmp_path):
     def run(out, **settings):
         settings = Preparation(**settings)

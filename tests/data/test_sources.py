@@ -358,6 +358,7 @@ class TestSkipping:
         ):
             Images(open_source(str(damaged)), Preprocess((8, 8)), max_skipped=0.1).fetch(torch.arange(13))
 
+    @pytest.mark.slow
     def test_one_in_a_thousand_costs_a_line(self, tmp_path):
         for i in range(1000):
             save_image(tmp_path / "c" / f"{i}.png", i % 256)

@@ -176,6 +176,7 @@ def test_headers_of_the_first_shards_only(store, monkeypatch):
     assert len(dataset) == 20
 
 
+@pytest.mark.slow
 def test_a_web_server(store, tmp_path):
     pytest.importorskip("aiohttp", reason="http:// needs aiohttp")
     (tmp_path / "www").mkdir()

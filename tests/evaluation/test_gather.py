@@ -70,6 +70,7 @@ def test_statistics_are_those_of_all_images_at_once(images):
     assert found.statistics.accuracy == (whole.probabilities.argmax(1) == images.labels).double().mean().item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch_size", "world"), [(1, 1), (64, 1), (7, 2), (10, 5), (3, 20)])
 def test_batches_and_processes_change_nothing(images, tmp_path, batch_size, world):
     alone = gather(images, 103, Projection(), QUIET, keep=103, batch_size=10).statistics

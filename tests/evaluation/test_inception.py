@@ -66,6 +66,7 @@ def test_agrees_with_torch_fidelity(inception, golden):
     assert not found.features.requires_grad
 
 
+@pytest.mark.slow
 def test_an_image_alone_and_gray_gives_the_same(inception):
     images = random_images(2, 3, 20, 20)
     images[1] = images[1, :1]

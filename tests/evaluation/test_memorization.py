@@ -75,6 +75,7 @@ def run(sets, out, features=None, **options):
     return memorization(*sets, features or Pixels(), out, QUIET, **{"protocol": {"of": "tests"}} | options)
 
 
+@pytest.mark.slow
 def test_tells_copies(tmp_path):
     train, unseen, features = digits(), held_out_digits(), open_features("digits")
     part = type(train)(train.images[:100], train.labels[:100], train.classes)

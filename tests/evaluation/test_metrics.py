@@ -90,6 +90,7 @@ class TestKernelDistance:
         expected = kernel(1, 2) + kernel(3, 5) - 2 * np.mean([kernel(x, y) for x in (1, 2) for y in (3, 5)])
         assert kernel_distance(a, b, subsets=1)[0] == pytest.approx(expected)
 
+    @pytest.mark.slow
     def test_equal_distributions_are_at_zero_within_the_error_and_shifted_ones_are_not(self):
         chance = np.random.default_rng(0)
         a, b = chance.standard_normal((2, 2000, 8))

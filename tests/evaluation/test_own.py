@@ -60,6 +60,7 @@ class TestFeatures:
         images = solid(5, seed=3).images
         assert torch.equal(read(images).features, features(images).features)
 
+    @pytest.mark.slow
     def test_the_same_steps_give_the_same_network(self, trained, tmp_path):
         features, _ = trained
         again = train_features(solid(60), tmp_path / "b.safetensors", QUIET, steps=60)
@@ -95,6 +96,7 @@ class TestFeatures:
         assert (extracted.probabilities is not None) == several
         assert open_features("own", str(tmp_path / "a.safetensors")).weights == features.weights
 
+    @pytest.mark.slow
     def test_rotations_are_learned_without_classes(self, tmp_path):
         ramps = torch.arange(8).mul(30).expand(24, 1, 8, 8).contiguous().byte()  # dark on the left
         ramps = (ramps + torch.arange(24)[:, None, None, None]).byte()
@@ -103,6 +105,7 @@ class TestFeatures:
         turned = torch.cat([torch.rot90(ramps, k, (2, 3)) for k in range(4)])
         assert net(turned).argmax(1).tolist() == [k for k in range(4) for _ in range(24)]
 
+    @pytest.mark.slow
     def test_images_of_16_bits_in_a_folder(self, tmp_path):
         for name, level in (("dark", 1000), ("bright", 60000)):
             (tmp_path / "photos" / name).mkdir(parents=True)

@@ -46,6 +46,7 @@ def test_errors_are_told_apart(emoji):
     assert not reader.outcomes(gray, torch.tensor([row]))["background"].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["colored-shapes", "colored-shapes-32", "colored-shapes-16-held-out"])
 def test_real_shapes_are_read_correctly(name):
     data, indices = open_dataset(name), torch.arange(300)

@@ -56,6 +56,7 @@ class TestReference:
             np.testing.assert_allclose(arrays["mu"], direct.mean(0), rtol=1e-6, atol=1e-9)
             np.testing.assert_allclose(arrays["sigma"], np.cov(direct, rowvar=False), rtol=1e-5, atol=1e-8)
 
+    @pytest.mark.slow
     def test_keeps_an_even_part_of_the_features(self, features):
         made = make_reference("x", digits(), features, QUIET, keep=3)
         np.testing.assert_allclose(
@@ -172,6 +173,7 @@ class TestEvaluate:
         assert result.folder.parent == tmp_path / "model" / "evaluations"
         assert Image.open(result.folder / "grid.png").width > 400
 
+    @pytest.mark.slow
     def test_in_bfloat16_it_is_that_of_the_prepared_pipeline(self, model, features):
         plain = evaluate(model, SETTINGS, QUIET)
         result = evaluate(model, replace(SETTINGS, precision="bfloat16"), QUIET)
@@ -183,6 +185,7 @@ class TestEvaluate:
         assert [each.protocol["precision"] for each in (plain, result)] == ["float32", "bfloat16"]
         assert result.protocol["model"] == plain.protocol["model"]
 
+    @pytest.mark.slow
     def test_the_same_protocol_is_not_run_again_and_another_is(self, model):
         first = evaluate(model, SETTINGS, QUIET)
         stamp = (first.folder / "result.json").stat().st_mtime_ns
@@ -193,6 +196,7 @@ class TestEvaluate:
         assert other.folder != first.folder
         assert other.metrics["fd_digits"] != first.metrics["fd_digits"]
 
+    @pytest.mark.slow
     def test_two_processes_find_what_one_does(self, model, tmp_path, monkeypatch):
         monkeypatch.setattr("ditlab.evaluation.gather.BLOCK", 32)
         alone = evaluate(model, SETTINGS, QUIET)
@@ -200,6 +204,7 @@ class TestEvaluate:
         both = evaluate(model, SETTINGS, QUIET, out=tmp_path / "two", rank=1, world=2)
         assert both.metrics == pytest.approx(alone.metrics, rel=1e-6)
 
+    @pytest.mark.slow
     def test_settings_that_change_the_images_change_the_protocol(self, model, tmp_path):
         first = evaluate(model, SETTINGS, QUIET)
         config = tmp_path / "model" / "config.json"
@@ -219,6 +224,7 @@ class TestEvaluate:
         file.write_text(file.read_text().replace(f'"version": "{first.version}"', '"version": "0.0.9"'))
         assert evaluate(model, SETTINGS, QUIET).as_json() == json.loads(file.read_text())
 
+    @pytest.mark.slow
     def test_images_that_are_replaced_are_scored_again(self, tmp_path):
         images = digits().images[:200].permute(0, 2, 3, 1).numpy()
         np.savez(tmp_path / "a.npz", images)
@@ -246,6 +252,7 @@ class TestEvaluate:
         line = f"all 100 images of {name} are read; without effect on them: steps, seed, count"
         assert line in console.export_text().splitlines()
 
+    @pytest.mark.slow
     def test_images_that_exist_already(self, tmp_path):
         images = digits().images[:200].permute(0, 2, 3, 1).numpy()
         np.savez(tmp_path / "a.npz", images)
@@ -254,6 +261,7 @@ class TestEvaluate:
         assert result.metrics["fd_digits"] < 5
         assert evaluate("digits", SETTINGS, QUIET, out=tmp_path).metrics["accuracy"] > 0.97
 
+    @pytest.mark.slow
     def test_expectation(self, model):
         value = evaluate(model, SETTINGS, QUIET).metrics["fd_digits"]
         met = evaluate(model, replace(SETTINGS, expect=value * 1.01), QUIET).expected
@@ -314,6 +322,7 @@ class TestEvaluate:
         with pytest.raises(InputError, match="all 70 images have the same features; check the images"):
             evaluate("digits", replace(SETTINGS, reference=str(tmp_path / "a.npz"), features="digits"), QUIET)
 
+    @pytest.mark.slow
     def test_an_interrupted_evaluation_goes_on(self, model, tmp_path, monkeypatch):
         monkeypatch.setattr("ditlab.evaluation.gather.BLOCK", 20)
         monkeypatch.setattr("ditlab.evaluation.gather.SAVE_EVERY", 0.0)
@@ -364,6 +373,7 @@ def test_a_folder_of_images_as_reference_is_preprocessed_as_for_training(tmp_pat
     assert (found["size"], found["preprocessing"]["fit"], found["preprocessing"]["channels"]) == ([8, 8], "stretch", 1)
 
 
+@pytest.mark.slow
 def test_sweep_finds_the_best_with_its_error(model, tmp_path, monkeypatch):
     made = []
     make = protocol.make_reference
@@ -389,6 +399,7 @@ def test_sweep_finds_the_best_with_its_error(model, tmp_path, monkeypatch):
         sweep(model, SETTINGS, {"steps": []}, QUIET)
 
 
+@pytest.mark.slow
 def test_a_pipeline_and_keywords_are_enough(model, tmp_path):
     pipe = load(model)
     words = {"reference": "digits-held-out", "count": 100, "batch_size": 50, "device": "cpu"}

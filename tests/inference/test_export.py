@@ -76,6 +76,7 @@ def test_other_runtimes_compute_the_same(kind, family, tmp_path):
     assert errors["decoder"] <= 1
 
 
+@pytest.mark.slow
 def test_a_graph_that_computes_something_else_is_rejected(tmp_path, monkeypatch):
     monkeypatch.setitem(exporting.KINDS, "torch", (lambda *args: None, lambda path: lambda arrays: 0 * arrays["x"]))
     with pytest.raises(RunError, match="the exported network differs from PyTorch's by 1"):
@@ -91,6 +92,7 @@ def test_a_graph_that_computes_something_else_is_rejected(tmp_path, monkeypatch)
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_reported(tmp_path, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -106,6 +108,7 @@ def test_graphs_are_tried_without_a_label_too():
     assert [exporting.network_inputs(pipe, count)["y"].tolist() for count in (1, 5)] == [[3], [3, 0, 1, 2, 3]]
 
 
+@pytest.mark.slow
 def test_bad_input(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"exists; give another path"):
         export(tiny_pipeline(), tmp_path, "torch")
@@ -118,6 +121,7 @@ def test_bad_input(tmp_path, monkeypatch):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_a_decoder_of_other_values_returns_floats(tmp_path):
     pipe = latent_pipeline()
     pipe.autoencoder = perturbed(

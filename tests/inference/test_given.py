@@ -61,6 +61,7 @@ def test_interpolated_labels_and_a_prepared_pipeline_take_given_frames(pipe):
     assert relative(pipe.prepared("float32")([Between(0, 1, 0.5)], **options).images, half) < 1e-5
 
 
+@pytest.mark.slow
 def test_longer_clips_continue_their_last_frames(pipe):
     out = pipe([0, 1], frames=9, overlap=1, given={0: picture(0)}, **LATENT)
     first = pipe([0, 1], given={0: picture(0)}, **LATENT).images

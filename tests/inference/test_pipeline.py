@@ -363,6 +363,7 @@ def test_the_quicker_precision_is_timed_once_for_each_machine(tmp_path, monkeypa
     assert len(calls) == 2
 
 
+@pytest.mark.slow
 def test_networks_for_files_use_no_random_numbers(monkeypatch):
     dirty = [torch.full((1000,), float("nan")) for _ in range(200)]  # memory that is likely to be handed out next
     del dirty

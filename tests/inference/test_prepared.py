@@ -61,6 +61,7 @@ def fake_hub(monkeypatch, uploads):
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_prepared_model_is_saved_and_described_as_the_model(pipe, precision, tmp_path, monkeypatch):
     expected, identity, description = latents(pipe), pipe.identity(), pipe.describe()

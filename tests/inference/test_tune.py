@@ -17,6 +17,7 @@ from ditlab.inference.tune_budget import call_costs, evaluations, search
 QUIET = Console(quiet=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("guidance", "interval"), [(None, None), (2.0, (0.2, 0.7))])
 def test_tuned_times_come_nearer_to_the_fine_solution(guidance, interval):
     pipe = smooth(tiny_pipeline())
@@ -52,6 +53,7 @@ def test_whole_evaluations_are_those_of_the_network(reuse, interval):
     assert expected[1] == plan.evaluations
 
 
+@pytest.mark.slow
 def test_the_best_caching_and_schedule_under_a_budget_are_found(monkeypatch):
     pipe = smooth(tiny_pipeline())
     monkeypatch.setattr(tune_budget, "INTERVALS", (None, 3))

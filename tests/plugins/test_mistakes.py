@@ -76,6 +76,7 @@ def no_generator(denoise, process, x, schedule, noise):
     return x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", [nothing, cropped, tensors, no_generator])
 def test_sampler_without_steps_of_the_right_shape(sampler):
     pipe = tiny_pipeline()

@@ -83,6 +83,7 @@ class TestBackbone:
         plugin("ring")
         return tmp_path / "run"
 
+    @pytest.mark.slow
     def test_it_trains_with_its_own_options(self, run):
         net = ditlab.load(run).net
         assert (net.config["dim"], net.config["layers"], net.config["kernel"]) == (16, 3, 5)
@@ -90,6 +91,7 @@ class TestBackbone:
         assert "layers = 3" in (run / "recipe.toml").read_text()
         assert net.last.weight.abs().max() > 0  # it was zero before training
 
+    @pytest.mark.slow
     def test_it_samples_plans_and_exports(self, run, ditlab_command, tmp_path):
         ditlab_command("sample", run, "--labels", "3", "--seeds", "0-1", "--out", tmp_path / "out")
         assert len(list((tmp_path / "out").glob("3-seed*.png"))) == 2
@@ -118,6 +120,7 @@ print(ditlab.load({str(folder)!r})([3], seeds=[0], output_type="latent").images.
             found = torch.tensor(json.loads(elsewhere(code).stdout)).reshape(expected.shape)
             assert relative(found, expected) < 1e-5
 
+    @pytest.mark.slow
     def test_a_class_is_named_in_a_recipe(self, plugin, monkeypatch, tmp_path):
         monkeypatch.syspath_prepend(str(HERE))
         plugin("ring")
@@ -128,6 +131,7 @@ print(ditlab.load({str(folder)!r})([3], seeds=[0], output_type="latent").images.
         with pytest.raises(InputError, match=r"model.dimm from .*did you mean|dimm"):
             ditlab.train({"model": {"name": "ring:Ring", "dimm": 8}}, tmp_path / "other")
 
+    @pytest.mark.slow
     def test_loading_a_folder_imports_nothing_by_itself(self, plugin, tmp_path):
         plugin("ring")
         net = ditlab.create("ring:Ring", size=8, channels=1, classes=2, learn_variance=False, dim=8, layers=1)
@@ -218,6 +222,7 @@ class TestParts:
         tokens = ditlab.load(tmp_path / "run").conditioner.encode(["lines across", None]).tokens
         assert tokens.tolist() == [[6, 3, 2, 1, 4, 0, 0, 0, 0], [6, *8 * [0]]]
 
+    @pytest.mark.slow
     def test_an_objective_of_its_own_is_trained_and_logged(self, plugin, tmp_path):
         plugin("parts")
         recipe = {
@@ -258,6 +263,7 @@ class TestParts:
 class TestVideo:
     """A toy backbone of (C, T, H, W): trained, sampled, saved."""
 
+    @pytest.mark.slow
     def test_it_trains_and_samples_end_to_end(self, plugin, ditlab_command, tmp_path):
         plugin("cube")
         recipe = {

@@ -37,6 +37,7 @@ def test_variants_run_in_turns_and_the_first_round_warms_up():
     assert 0.01 <= seconds["a"] < 0.03 <= seconds["b"] < 0.2
 
 
+@pytest.mark.slow
 def test_network_calls_are_counted_as_they_are_made():
     pipe = tiny_pipeline()
     pipe.config["sample"] = {"guidance": 2.0, "interval": [0.0, 0.45]}
@@ -53,6 +54,7 @@ def test_network_calls_are_counted_as_they_are_made():
         assert pipe.resolve(preset=name).evaluations == seen > 0
 
 
+@pytest.mark.slow
 def test_diffusers_computes_the_same_network():
     pytest.importorskip("diffusers")
     torch.manual_seed(0)
@@ -68,6 +70,7 @@ def test_diffusers_computes_the_same_network():
         as_diffusers(create("U-ViT-S/2", size=8))
 
 
+@pytest.mark.slow
 def test_all_variants_are_measured(monkeypatch):
     monkeypatch.setattr(benchmark, "machine_peaks", lambda *args: ({"float32": 100.0, "bfloat16": 20.0}, 10.0))
     result = benchmark.bench(tiny_pipeline(), QUIET, batch=2, rounds=1, compile=False, against=["torch"])

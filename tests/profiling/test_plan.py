@@ -31,6 +31,7 @@ def small():
     return create("DiT", size=16, channels=1, classes=3, learn_variance=False, width=64, depth=4, heads=2, patch=2)
 
 
+@pytest.mark.slow
 def test_activations_are_what_autograd_keeps():
     net = small()
     x, t, y = torch.randn(5, 1, 16, 16), torch.rand(5), torch.zeros(5).long()
@@ -54,6 +55,7 @@ def test_activations_are_what_autograd_keeps():
     assert recomputing.kept + recomputing.recomputed < 0.45 * kept
 
 
+@pytest.mark.slow
 def test_the_parts_of_a_large_run():
     net = {"name": "DiT", "width": 384, "depth": 3, "heads": 6, "patch": 2}
     settings = {"model": net, "data": {"source": "glyphs-32"}, "train": {"batch": 4096}}
@@ -87,6 +89,7 @@ def test_the_largest_batch_is_the_last_that_fits():
     assert peak(grown(1) | {"workspace": 3.0}) == 43.0  # also when all gradients are there
 
 
+@pytest.mark.slow
 def test_this_machine_is_timed():
     found = plan(parse_recipe(SMALL))
     assert found.measured
@@ -104,6 +107,7 @@ def test_an_unknown_device_is_rejected():
     assert all(device.memory > 20 * GIB and device.flops > 5e13 for device in DEVICES.values())
 
 
+@pytest.mark.slow
 def test_all_that_is_kept_is_counted():
     def found(devices=1, **sections):
         return plan(parse_recipe(SMALL | sections), "h100", devices)
@@ -125,6 +129,7 @@ def test_all_that_is_kept_is_counted():
     assert "gradients kept" in found(devices=2).memory
 
 
+@pytest.mark.slow
 def test_lora_trains_few_weights(tmp_path):
     net = create("DiT", size=8, channels=1, classes=10, learn_variance=False, width=64, depth=4, heads=2, patch=2)
     Pipeline(net, Objective(), classes=[str(i) for i in range(10)]).save(tmp_path)
@@ -142,6 +147,7 @@ def test_lora_trains_few_weights(tmp_path):
     assert apart.checkpoint == 2 * lora.memory["gradients"] + lora.memory["optimizer"] < 0.5 * lora.checkpoint
 
 
+@pytest.mark.slow
 def test_a_step_that_is_bound_by_overhead_is_not_predicted():
     found = plan(parse_recipe(SMALL), "h100", 8)
     assert found.overhead_bound
@@ -180,11 +186,13 @@ def test_a_network_with_other_words_for_its_sizes(monkeypatch):
     assert found.parameters == 2 * (8 * 8 + 8)
 
 
+@pytest.mark.slow
 def test_processes_on_one_cpu_share_its_memory():
     one, two = (plan(parse_recipe(SMALL), devices=count, timed=False) for count in (1, 2))
     assert two.capacity == one.capacity / 2
 
 
+@pytest.mark.slow
 def test_without_the_data():
     recipe = parse_recipe({"data": {"source": "caches/not-here"}, "model": {"name": "DiT-XL/2"}})
     found = plan(recipe, "h100", 8, shape=(4, (32, 32), 1000))
@@ -227,6 +235,7 @@ def test_the_memory_of_a_container_is_its_limit(tmp_path):
     assert 2**28 < total_memory(torch.device("cpu")) <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [2, 4, 13])
 def test_data_with_any_number_of_channels(channels, monkeypatch):
     values = PixelValues("uint16", (0.0,), (4095.0,))
@@ -240,6 +249,7 @@ def test_data_with_any_number_of_channels(channels, monkeypatch):
 class TestAModelOfTheHub:
     """A published model is described by its name if the shape is given; it is not downloaded."""
 
+    @pytest.mark.slow
     def test_whole_and_with_low_rank_updates(self):
         def found(name):
             recipe = Recipe.load(name)

@@ -86,6 +86,7 @@ def test_watching_into_a_file_prints_plain_lines(run, capsys, monkeypatch):
         ]
 
 
+@pytest.mark.slow
 def test_a_stopped_run_is_shown_with_the_command_that_resumes_it(tmp_path, capsys, monkeypatch):
     folder = tmp_path / "a run with a very long name, so that its command is longer than a line of a log file"
     stop = types.SimpleNamespace(on_log=lambda seen, values: seen == 64)
@@ -111,6 +112,7 @@ class Clock:
         return self.now
 
 
+@pytest.mark.slow
 def test_a_run_with_a_time_ends_with_it_and_keeps_it_when_it_is_paused(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(CLOCKS, "wall", Clock().monotonic)
     settings = TINY | {
@@ -269,6 +271,7 @@ def test_previews_show_average_and_raw_weights(run):
     assert left.tobytes() != right.tobytes()
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_metrics_and_a_resumed_run_repeats_none(tmp_path):
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     recipe = {**TINY, "train": TINY["train"] | {"report": ["tensorboard"]}}
@@ -283,6 +286,7 @@ def test_tensorboard_gets_metrics_and_a_resumed_run_repeats_none(tmp_path):
     assert "loss_by_time/0.4-0.5" in events.Tags()["scalars"]
 
 
+@pytest.mark.slow
 def test_a_hosted_tracker_gets_metrics_if_it_is_installed(tmp_path, monkeypatch):
     reported = []
     fake = types.SimpleNamespace(

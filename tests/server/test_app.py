@@ -148,6 +148,7 @@ class TestGeneration:
 
 
 class TestRejection:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("body", "code", "words"),
         [
@@ -316,6 +317,7 @@ class TestRejection:
             assert response.status_code == 503
             assert "not finished after 0 s; request fewer steps" in error(response)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("path", "more"),
         [

@@ -251,6 +251,7 @@ class TestHosts:
 
 
 class TestBodies:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("body", "code", "line"),
         [
@@ -484,6 +485,7 @@ class TestSlowClients:
             assert time.perf_counter() - started < PATIENCE
             assert received(connection).partition(b"\r\n")[0] == b"HTTP/1.1 408 Request Timeout"
 
+    @pytest.mark.slow
     def test_requests_in_time_share_a_connection_for_long(self, pipe):
         with served(pipe) as (port, server), httpx.Client() as client:
             for _ in range(8):
@@ -491,12 +493,14 @@ class TestSlowClients:
                 assert len(server.server_state.connections) == 1
                 time.sleep(SECONDS / 4)
 
+    @pytest.mark.slow
     def test_a_long_generation_is_no_slow_client(self, pipe):
         whole = pipe.net.forward
         pipe.net.forward = lambda *given: time.sleep(0.1) or whole(*given)
         with served(pipe) as (port, _):
             assert httpx.post(f"http://127.0.0.1:{port}{GENERATE}", json={"steps": 10}).status_code == 200
 
+    @pytest.mark.slow
     def test_half_sent_requests_do_not_keep_others_out(self, pipe):
         with served(pipe, connections=20, client_seconds=30.0) as (port, server):
             halves = [opened(port, (head(100) + b"{")[: 30 + 4 * i]) for i in range(60)]

@@ -46,6 +46,7 @@ def test_weights_are_the_softmax_of_the_products():
     assert relative(weights(q, k, None), expected) < 1e-6
 
 
+@pytest.mark.slow
 def test_fine_grids_are_averaged_and_keep_their_sums():
     net = made("DiT")
     net.size, net.patch = (64, 64), 1

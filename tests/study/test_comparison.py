@@ -46,6 +46,7 @@ def images(tmp_path_factory):
     return home
 
 
+@pytest.mark.slow
 def test_models_are_compared_with_the_same_seeds(models):
     found = compare_sides(str(models / "a"), str(models / "b"), SCORE, repeats=2)
     first = found.differences[0]
@@ -65,6 +66,7 @@ def test_models_are_compared_with_the_same_seeds(models):
     assert (found.protocol["steps"], found.protocol["guidance"]) == (1, 1.0)
 
 
+@pytest.mark.slow
 def test_images_are_compared_in_parts(images, tmp_path):
     found = compare_sides(str(images / "digits"), str(images / "noise"), SCORE, repeats=3)
     (fd,) = found.differences
@@ -116,6 +118,7 @@ def test_sides_that_cannot_be_compared(models, images):
         shared_protocol({"count": 30}, {"count": 29})
 
 
+@pytest.mark.slow
 def test_the_command(images, tmp_path, monkeypatch, capfd):
     sides, page = [str(images / "digits"), str(images / "noise")], tmp_path / "page.html"
     options = ["--reference", "digits-held-out", "--repeats", "3", "--metrics", "frechet", "--device", "cpu"]

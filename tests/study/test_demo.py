@@ -23,6 +23,7 @@ def small(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_demo_scores_its_samples(small, monkeypatch, capfd):
     monkeypatch.setattr("sys.argv", ["ditlab", "demo", "--json"])
     results = []
@@ -41,6 +42,7 @@ def test_the_demo_scores_its_samples(small, monkeypatch, capfd):
     assert Image.open(small / "runs" / "demo" / "grid.png").size[0] > 20 * 48
 
 
+@pytest.mark.slow
 def test_the_demo_prints_scores_and_next_commands(small, monkeypatch, capfd):
     monkeypatch.setattr("sys.argv", ["ditlab", "demo"])
     main()

@@ -41,6 +41,7 @@ def test_budgets():
     assert images_for(Budget(seconds=2.0), quick, 128) == 100 * 128
 
 
+@pytest.mark.slow
 def test_equal_gmacs_for_different_networks():
     small, large = lay_out(study(Budget(gmacs=1.0), {"a": {}, "b": {"model": {"depth": 4}}}), {}, QUIET)
     assert large.plan.gmacs > 2.5 * small.plan.gmacs
@@ -48,6 +49,7 @@ def test_equal_gmacs_for_different_networks():
     assert large.training_gmacs == 3 * large.plan.gmacs * large.recipe.train.images
 
 
+@pytest.mark.slow
 def test_a_budget_in_seconds_is_kept_as_images():
     first = study(Budget(seconds=0.2))
     (part,) = lay_out(first, {}, QUIET)
@@ -98,6 +100,7 @@ def test_other_images_change_the_hash(tmp_path):
     assert run_hash(recipe, 64) != before
 
 
+@pytest.mark.slow
 def test_logging_intervals_are_shares_of_the_length():
     (part,) = lay_out(study(Budget(images=3200)), {}, QUIET)
     train = part.recipe.train
@@ -112,6 +115,7 @@ def test_logging_intervals_are_shares_of_the_length():
     assert part.recipe.train.log_every == 320
 
 
+@pytest.mark.slow
 def test_checkpoints_are_saved_where_they_are_scored():
     three = {"1/4": SCORE, "3/4": SCORE, "end": SCORE}
     asked = replace(study(Budget(images=3200)), evaluations=three, shares={"1/4": 0.25, "3/4": 0.75, "end": 1.0})
@@ -128,6 +132,7 @@ def test_checkpoints_are_saved_where_they_are_scored():
     )
 
 
+@pytest.mark.slow
 def test_time_is_processor_time_on_a_cpu(monkeypatch):
     """Wall-clock time that other programs stretch does not shorten the runs of a budget in seconds."""
     clock = iter(range(10**9))
@@ -177,6 +182,7 @@ def test_settings_that_an_evaluation_leaves_open_are_the_recipes():
     assert planned.hash != rehearse(recipe, Evaluation(count=100, steps=6)).hash
 
 
+@pytest.mark.slow
 def test_mistakes_are_reported_before_training():
     def message(parts=None, **changes):
         with pytest.raises(InputError) as error:
@@ -193,6 +199,7 @@ def test_mistakes_are_reported_before_training():
     assert 'no data "nowhere"' in message({"a": {"data": {"source": "nowhere"}}})
 
 
+@pytest.mark.slow
 def test_sampling_settings_of_previews_are_checked_before_training():
     student = {"train": {"objective": "halves"}, "sample": {"guidance": 1.15, "sampler": "map", "steps": 2}}
     one_step = replace(SCORE, sampler="map", guidance=1.0)

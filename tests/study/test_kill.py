@@ -66,6 +66,7 @@ def killed_at(name, number, study, out):
     run_study(study, out, QUIET)
 
 
+@pytest.mark.slow
 def test_a_study_killed_between_any_two_files(tmp_path):
     one = TINY.replace('"b" = {model.width = 48}\n', "").replace("seeds = [0, 1]", "seeds = [0]")
     study, out, undisturbed = recipe(tmp_path, one), tmp_path / "out", tmp_path / "undisturbed"

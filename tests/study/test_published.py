@@ -43,6 +43,7 @@ def test_repetitions_have_other_seeds_and_the_same_claims():
         assert again["budget"] == first["budget"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(path.parent.name for path in DOCS.glob("*/study.json")))
 def test_verdicts_follow_from_the_published_numbers(name):
     results = published(name)

@@ -45,6 +45,7 @@ def rejection(read):
     return rejection
 
 
+@pytest.mark.slow
 def test_other_seeds_replace_those_of_the_recipe(tmp_path):
     file = tmp_path / "mine.toml"
     file.write_text(SMALL)
@@ -107,6 +108,7 @@ def test_only_the_star_is_special_in_patterns():
     assert matching("a[1]?", ["a[1]?", "a1x"]) == ["a[1]?"]
 
 
+@pytest.mark.slow
 def test_the_study_of_training_options():
     study = read_study("options")
     plain = study.parts["as it is"]
@@ -122,6 +124,7 @@ def test_the_study_of_training_options():
     assert len(differ) == 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["scaling", "conditioning", "u-shape", "sampling-compute", "guidance"])
 def test_studies_that_come_with_ditlab(name):
     study = read_study(name)
@@ -133,6 +136,7 @@ def test_studies_that_come_with_ditlab(name):
         assert (part.train.precision, part.train.compile) == ("float32", "never")  # so that training is deterministic
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -152,6 +156,7 @@ def test_studies_of_the_newer_systems(name):
         assert len(matching(law.among, study.entries)) == 13  # twelve in the fit, and the one that is predicted
 
 
+@pytest.mark.slow
 def test_the_study_of_the_guide(read):
     (text,) = re.findall(r"```toml\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
     study = read(text)
@@ -182,6 +187,7 @@ def test_the_budget_must_be_finite(rejection, unit):
     assert f"budget.{unit} is nan; give a finite number" in rejection(SMALL.replace("images = 64", f"{unit} = nan"))
 
 
+@pytest.mark.slow
 def test_messages_name_the_nearest_known_name(rejection):
     assert 'a key "seed" that no study has; did you mean "seeds"?' in rejection("seed = 3\n" + SMALL)
     assert 'a key "evaluatoin"' in rejection(SMALL + "[evaluatoin]\nsteps = 3\n")
@@ -204,6 +210,7 @@ def quickly(monkeypatch):
     monkeypatch.setattr(recipe, "parse_recipe", lambda tables, source: Recipe())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quickly")
 def test_claims_and_plots_are_checked(rejection):
     claim = SMALL + "[[claims]]\nsays = 'x'\n"
@@ -237,6 +244,7 @@ def test_claims_and_plots_are_checked(rejection):
     assert "add precision-recall" in rejection(claim + 'by = "recall"\norder = ["a", "b"]\n' + scores)
 
 
+@pytest.mark.slow
 def test_shares_of_the_training_are_checked(read, rejection):
     shares = SMALL + '[evaluations]\n"half" = {at = 0.5, steps = 3}\n"end" = {}\n'
     study = read(shares)
@@ -254,6 +262,7 @@ def test_shares_of_the_training_are_checked(read, rejection):
     )
 
 
+@pytest.mark.slow
 def test_an_evaluation_of_some_parts(read, rejection):
     some = SMALL + '[evaluations]\n"x" = {}\n"y" = {parts = ["b*"]}\n'
     assert list(read(some).entries) == ["a, x", "b, x", "b, y"]

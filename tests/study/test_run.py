@@ -180,6 +180,7 @@ def test_the_same_tables_in_markdown(done):
     assert any(row.startswith("| c is better | always | fd of (c, one)") for row in rows)
 
 
+@pytest.mark.slow
 def test_finished_work_is_not_repeated(done, monkeypatch):
     study, out, findings, _ = done
     monkeypatch.setattr(running, "train", None)
@@ -189,6 +190,7 @@ def test_finished_work_is_not_repeated(done, monkeypatch):
     assert again.verdicts == findings.verdicts
 
 
+@pytest.mark.slow
 def test_a_share_of_the_training_is_scored(tmp_path):
     text = TINY[: TINY.index("[[plots]]")].replace('"a | b" = {}', "").replace("two = {", "two = {at = 0.5, ")
     text = text.replace("sample_sets = 2", "").replace("seeds = [0, 1]", "seeds = [0]")
@@ -311,6 +313,7 @@ def test_two_processes_may_open_a_folder_at_once(tmp_path):
         running.open_folder(study, tmp_path / "tiny.toml")
 
 
+@pytest.mark.slow
 def test_seconds_are_converted_to_images_once(tmp_path):
     study = write(tmp_path, TINY.replace("images = 64", "seconds = 0.1"))
     first, again = (running.plan_parts(study, tmp_path / "out", QUIET) for _ in range(2))
@@ -342,6 +345,7 @@ class TestRejections:
 
         return run
 
+    @pytest.mark.slow
     def test_a_folder_of_something_else(self, rejection, tmp_path):
         write(tmp_path)
         other = tmp_path / "other"
@@ -355,6 +359,7 @@ class TestRejections:
         assert "exists and is not a study" in rejection(tmp_path / "tiny.toml", "--out", other)
         assert [path.name for path in other.iterdir()] == ["mine.txt"]
 
+    @pytest.mark.slow
     def test_a_part_that_does_not_fit(self, rejection, tmp_path, monkeypatch):
         write(tmp_path, TINY.replace("{model.width = 48}", "{model = {width = 1024, depth = 8}}"))
         monkeypatch.setattr("ditlab.profiling.plan.total_memory", lambda device: int(1.2 * GIB))
@@ -362,6 +367,7 @@ class TestRejections:
         assert re.search(r'part "c" needs \d\.\d GiB of memory and 1\.2 GiB are available; give it a smaller', said)
         assert not (tmp_path / "out" / "runs").exists()
 
+    @pytest.mark.slow
     def test_a_missing_extra(self, rejection, tmp_path, monkeypatch):
         write(tmp_path)
         monkeypatch.setitem(sys.modules, "matplotlib", None)
@@ -379,6 +385,7 @@ class TestRejections:
         assert 'did you mean "scaling"' in rejection("scalling")
 
 
+@pytest.mark.slow
 def test_a_dry_run_trains_nothing(tmp_path, monkeypatch, capfd):
     write(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -390,6 +397,7 @@ def test_a_dry_run_trains_nothing(tmp_path, monkeypatch, capfd):
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.toml"]
 
 
+@pytest.mark.slow
 def test_scores_of_other_samples_are_not_reused(tmp_path):
     study = write(tmp_path, TINY)
     (part, *_) = running.plan_parts(study, tmp_path / "out", QUIET)

@@ -57,6 +57,7 @@ def called(monkeypatch, capfd, *arguments):
     return capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_demo_scores_prompts_and_says_how_to_type_one(place, monkeypatch, capfd):
     monkeypatch.setattr(text_demo, "PROMPTS", 80)
     monkeypatch.setattr(text_demo, "PROCESSES", 1)
@@ -106,6 +107,7 @@ def test_two_processes_train_the_demo(tmp_path, quiet):
         text_demo.train_in_processes(broken, tmp_path / "broken", quiet)
 
 
+@pytest.mark.slow
 def test_a_study_compares_prompts(place, quiet):
     study = read_study("words.toml")
     for _ in range(2):  # the second time, everything is read
@@ -118,6 +120,7 @@ def test_a_study_compares_prompts(place, quiet):
         assert (place / found.grids["words"]).exists()
 
 
+@pytest.mark.slow
 def test_prompts_of_data_without_a_known_truth(place, quiet):
     for source, message in (
         ("glyphs-16", 'part "words": the truth of these images is not known; give emoji-captions-SIZE, '),

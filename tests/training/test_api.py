@@ -94,6 +94,7 @@ def test_images_of_other_types_train(tmp_path):
     assert ditlab.train(TABLES, tmp_path / "arrays", data=arrays, console=QUIET).classes == ["a", "b"]
 
 
+@pytest.mark.slow
 def test_values_of_a_recipe_get_their_type(tmp_path):
     tables = ditlab.Recipe.load("digits").override(TABLES)
     folder = tmp_path / "data"
@@ -114,6 +115,7 @@ def test_values_of_a_recipe_get_their_type(tmp_path):
     assert pipe.config["recipe"]["data"]["source"] == str(folder)
 
 
+@pytest.mark.slow
 def test_a_model_that_reads_gray_as_rgb_resumes(tmp_path, monkeypatch):
     folder = tmp_path / "data"
     folder.mkdir()
@@ -235,6 +237,7 @@ def test_callbacks_that_are_never_called_are_an_error(tmp_path):
     check_callbacks([SimpleNamespace(on_end=print, on_gpu=True)])  # on_gpu is no method
 
 
+@pytest.mark.slow
 def test_a_callback_stops_a_run_which_can_be_resumed(tmp_path):
     recorder = Recorder(stop_at=32)
     pipe = ditlab.train(TABLES, tmp_path / "parts", callbacks=[recorder], console=QUIET)
@@ -246,6 +249,7 @@ def test_a_callback_stops_a_run_which_can_be_resumed(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(*(x.net.parameters() for x in (parts, whole)), strict=True))
 
 
+@pytest.mark.slow
 def test_a_callback_stops_a_run_after_any_step(tmp_path):
     stop = SimpleNamespace(on_step=lambda seen, net: seen >= 24)
     tables = TABLES | {"train": TABLES["train"] | {"log_every": 64}}

@@ -56,6 +56,7 @@ def trained(tmp_path_factory):
     return run(out), out
 
 
+@pytest.mark.slow
 def test_it_learns_to_reconstruct_what_it_has_not_seen(trained):
     result, out = trained
     assert result.held_out == 10
@@ -80,6 +81,7 @@ def test_latents_have_zero_mean_and_unit_variance_in_each_channel(trained):
     assert x0.var((0, 2, 3)).tolist() == pytest.approx([1.0] * 3, abs=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("saved", [False, True], ids=["killed", "signal"])
 def test_resuming_equals_the_uninterrupted_run(trained, tmp_path, monkeypatch, saved):
     from ditlab.training import autoencoder as module
@@ -127,6 +129,7 @@ def clock(monkeypatch):
     return clock
 
 
+@pytest.mark.slow
 def test_a_limit_of_time_ends_the_run_and_takes_the_learning_rate_to_zero(clock, tmp_path):
     result = run(tmp_path / "run", images=10**9, minutes=0.5, log_every=240)
     assert result.seconds == 30
@@ -145,6 +148,7 @@ def test_a_limit_of_time_ends_the_run_and_takes_the_learning_rate_to_zero(clock,
     assert all(torch.equal(value, b[key]) for key, value in a.items())
 
 
+@pytest.mark.slow
 def test_the_images_end_a_run_before_a_longer_time(clock, tmp_path):
     run(tmp_path / "run", images=640, minutes=1.0)  # 40 steps, of which each takes a second of the 60
     assert len(clock.rates) == 40
@@ -194,6 +198,7 @@ def latent_recipe(source, **data):
     )
 
 
+@pytest.mark.slow
 def test_training_on_a_cache_and_sampling(trained, tmp_path):
     autoencoder = load_autoencoder(trained[1])
     encode(pictures(), "ramps", autoencoder, tmp_path / "cache", Console(quiet=True), dtype="fp32")

@@ -65,6 +65,7 @@ def test_a_trained_dit_becomes_dynamic_in_two_stages(source, tmp_path):
     assert relative(tuned.blocks[0].attn.qkv.weight, pipe.net.blocks[0].attn.qkv.weight) < 0.1
 
 
+@pytest.mark.slow
 def test_a_resumed_run_repeats_the_random_decisions(source, tmp_path):
     whole = recipe(DYNAMIC, budget_complete=64)
     train(whole, tmp_path / "whole", console=QUIET)
@@ -154,6 +155,7 @@ def test_freezing_needs_a_trained_model():
         check_recipe(recipe({"name": "DiT", **SIZES}, freeze=["t_embedder"]))
 
 
+@pytest.mark.slow
 def test_a_dynamic_model_is_fine_tuned_to_another_budget(tmp_path):
     net = create("DyDiT", size=8, channels=1, classes=10, learn_variance=False, **SIZES, budget=0.7)
     Pipeline(net, Objective()).save(tmp_path / "source")

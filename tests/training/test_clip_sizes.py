@@ -51,6 +51,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(newest_checkpoint(run) / "raw.safetensors")  # type: ignore[operator]
 
 
+@pytest.mark.slow
 def test_images_and_clips_train_together_and_resume_with_the_same_bits(clips: Path, tmp_path: Path) -> None:
     said = train(clips, tmp_path / "whole", 64)
     assert "4 clips of 3 sizes from 1x20x12 to 8x16x16 pixels, gray" in said

@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import pytest
 import torch
 from helpers import tiny_pipeline
 
@@ -32,6 +33,7 @@ class Exact:
         return Prediction(MEAN + (1 - t) * DEVIATION**2 / variance * away, t / variance * away)
 
 
+@pytest.mark.slow
 def test_the_correction_moves_the_images_to_the_distribution_of_the_teacher(monkeypatch):
     monkeypatch.setattr(Teacher, "of", lambda run: Exact())
     pipe = tiny_pipeline(**SIZES, objective=FlowMap(SLOW), inputs=("interval",))

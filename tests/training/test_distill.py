@@ -60,6 +60,7 @@ def context(teacher, objective, **settings):
     return make_context(pipe, recipe)
 
 
+@pytest.mark.slow
 def test_halves_learn_from_the_guided_teacher_and_from_the_student_itself(teacher):
     run = context(teacher, "halves", steps=2)
     objective, pipe = run.pipe.objective, ditlab.load(teacher)
@@ -107,6 +108,7 @@ def test_states_are_those_of_the_sampler(teacher):
     assert relative(states[2], steps[7].x) < 1e-4
 
 
+@pytest.mark.slow
 def test_pairs_are_replaced_and_the_teacher_takes_more_steps_later(teacher, monkeypatch):
     asked = []
     states = Teacher.states
@@ -147,6 +149,7 @@ def test_a_resumed_student_equals_one_that_never_stopped(teacher, objective, tmp
     assert all(torch.equal(value, parts.net.state_dict()[key]) for key, value in whole.net.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_run_becomes_a_student_with_one_command(teacher, tmp_path):
     out, printed = tmp_path / "student", io.StringIO()
     settings = {"train": {"save_every": 32}, "distill": {"teacher_steps": 2, "pool": 256}}
@@ -287,6 +290,7 @@ def test_recipes_that_do_not_suit_their_objective(teacher, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_randomness_of_a_part_of_a_batch_is_that_of_the_whole(teacher):
     for objective in ("halves", "pairs"):
         run = context(teacher, objective)
@@ -333,6 +337,7 @@ def test_guided_regression_trains_the_extrapolation_from_the_null_condition(teac
     assert torch.allclose(loss.named["regression"], expected.named["regression"], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_model_with_guidance_built_in_needs_one_evaluation(tmp_path):
     pipe = train(guided([1.0, 3.0], 2.0), tmp_path / "run", console=QUIET)
     perturbed(pipe.net)

@@ -44,6 +44,7 @@ def test_shares_and_forms_of_given_frames():
     assert not given_frames(Train(given_first=1.0), 4, 1, torch.Generator()).any()  # an image
 
 
+@pytest.mark.slow
 def test_a_run_resumes_with_the_same_given_frames(tmp_path):
     quiet = Console(quiet=True)
     whole = ditlab.train(RECIPE, tmp_path / "whole", data=clips(), console=quiet)

@@ -89,6 +89,7 @@ def check_samples(run):
     assert [image.size for image in images] == [(16, 16)] * 2
 
 
+@pytest.mark.slow
 def test_a_folder_on_latents_of_a_published_autoencoder(stand_ins, tmp_path):
     small = {"model": {"width": 32, "depth": 2, "heads": 2}}
     pipe, trained = stopped_and_resumed("gpu-256-latent", stand_ins, tmp_path, **small)
@@ -100,6 +101,7 @@ def test_a_folder_on_latents_of_a_published_autoencoder(stand_ins, tmp_path):
     check_samples(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_fine_tuning_all_weights(stand_ins, tmp_path):
     pipe, trained = stopped_and_resumed("finetune-dit-xl2", stand_ins, tmp_path)
     source = weights(stand_ins / "DiT-XL-2-256")
@@ -111,6 +113,7 @@ def test_fine_tuning_all_weights(stand_ins, tmp_path):
     check_samples(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_fine_tuning_with_low_rank_updates(stand_ins, tmp_path):
     _, trained = stopped_and_resumed("finetune-dit-xl2-lora", stand_ins, tmp_path)
     source = weights(stand_ins / "DiT-XL-2-256")

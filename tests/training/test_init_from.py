@@ -101,6 +101,7 @@ def pictures(tmp_path):
     return tmp_path / "data"
 
 
+@pytest.mark.slow
 def test_fine_tuning_to_own_classes_starts_from_the_source_and_resumes(tmp_path, pictures):
     source = tiny_pipeline()
     source.save(tmp_path / "source")
@@ -147,6 +148,7 @@ def tuned(source, pictures, folder, **sections):
 class TestTheProcessOfTheSource:
     """A recipe that sets neither process nor target fine-tunes a model as it was trained."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("objective", "words"),
         [
@@ -171,6 +173,7 @@ class TestTheProcessOfTheSource:
         longer = again.override({"train": {"images": 16}})
         assert train(longer, tmp_path / "run", console=Console(quiet=True)).objective == pipe.objective
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("settings", "words"),
         [
@@ -304,6 +307,7 @@ def test_low_rank_updates_train_save_and_resume(tmp_path, pictures, apart):
 class TestSeparateUpdates:
     """Checkpoints with `lora_apart` hold what is trained and nothing else."""
 
+    @pytest.mark.slow
     def test_their_size(self, tmp_path, pictures):
         source = tiny_pipeline(width=64, depth=4)
         source.save(tmp_path / "source")
@@ -326,6 +330,7 @@ class TestSeparateUpdates:
         assert sum(sizes[False].values()) > 3 * weights  # merged, raw, averaged
         assert sum(sizes[True].values()) < 0.15 * sum(sizes[False].values())
 
+    @pytest.mark.slow
     def test_a_run_of_an_earlier_version_resumes(self, tmp_path, pictures):
         """Such a checkpoint also holds the frozen weights, in raw.safetensors and ema.safetensors, and no hash."""
         tiny_pipeline().save(tmp_path / "source")
@@ -344,6 +349,7 @@ class TestSeparateUpdates:
         assert all(torch.equal(value, state(whole)[key]) for key, value in state(pipe).items())
         assert raw.config["images_seen"] == 8
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("weights", ["ema", "model"])
     def test_raw_and_averaged_weights_are_those_of_merged_checkpoints(self, tmp_path, pictures, weights):
         tiny_pipeline().save(tmp_path / "source")

@@ -27,6 +27,7 @@ def by_pytorch(batch, half, **options):
     return sum(values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("options", [{}, MODERN], ids=["DiT", "modern layers"])
 def test_on_a_cpu_the_count_is_that_of_pytorch(half, options):

@@ -88,6 +88,7 @@ def test_the_loss_is_that_of_the_velocity_with_guidance_and_derivative():
     assert relative(loss.named["mean-flow"], (mean - guided).square().flatten(1).mean(1)) < 2e-3
 
 
+@pytest.mark.slow
 def test_a_model_from_scratch_generates_in_one_step_and_in_more(tmp_path):
     pipe = train(RECIPE, tmp_path / "run", console=QUIET)
     assert pipe.objective == FlowMap(Linear(clock_rate=20.0), steps=tuple(range(1, 9)), interval_rate=0.02)

@@ -48,6 +48,7 @@ def test_a_run_that_barely_does_not_fit_is_warned_of(tmp_path, monkeypatch):
     assert lines[3] == "training DiT-S/4 on cpu in float32"
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_fit_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     machine(monkeypatch, 0.1)
     with pytest.raises(InputError, match=r"^this run needs about 0\.5 GiB of memory, and 0\.1 GiB are available; what"):
@@ -57,6 +58,7 @@ def test_a_run_that_cannot_fit_is_refused_before_anything_is_written(tmp_path, m
     assert (tmp_path / "run" / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_small_patches_on_pixels_need_a_hundred_gigabytes(tmp_path, monkeypatch):
     """The recipe of the guide with 1,024 tokens an image, as `ditlab plan` predicts it."""
     machine(monkeypatch, 32)

@@ -45,6 +45,7 @@ def pipe(folder):
     return pipe
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_error_of_the_next_state(pipe):
     data = open_dataset("waves-8")
     run, batch = make_context(pipe, recipe()), data.fetch(torch.arange(18, 26))

@@ -80,6 +80,7 @@ def metrics(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_an_objective_and_an_aid_from_outside_train_and_each_loss_is_logged(tmp_path):
     given = recipe(train={"objective": "from_outside:HalfRegression", "aids": ["from_outside:OutputNorm"]})
     train(given, tmp_path, console=QUIET)
@@ -92,6 +93,7 @@ def test_an_objective_and_an_aid_from_outside_train_and_each_loss_is_logged(tmp_
     assert ditlab.load(tmp_path).config["recipe"]["train"]["objective"] == "from_outside:HalfRegression"
 
 
+@pytest.mark.slow
 def test_named_losses_are_logged_as_if_the_run_had_not_stopped(tmp_path):
     more = {"images": 96, "log_every": 96, "save_every": 32, "keep": 3, "layer_sync": [0, 1]}
     given = recipe(train=more, diffusion={"direction": 0.3})
@@ -111,6 +113,7 @@ def test_a_single_loss_is_logged_once(tmp_path):
     assert not {key for line in metrics(tmp_path) for key in line if key.startswith("loss_")} - {"loss_by_time"}
 
 
+@pytest.mark.slow
 def test_modules_of_an_aid_are_trained_and_resumed_but_no_part_of_the_model(tmp_path):
     given = recipe(train={"aids": ["from_outside:Projector"], "save_every": 32, "keep": 3}, optim={"lr": 1e-2})
     pipe = train(given, tmp_path / "whole", console=QUIET)

@@ -139,6 +139,7 @@ def test_noise_depends_on_the_place_in_the_run_alone():
     assert (many.abs() > 3).float().mean() == pytest.approx(0.0027, abs=0.0004)
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_add_up_to_it(recipe, tmp_path):
     alone(recipe, tmp_path / "whole")
     alone(recipe, tmp_path / "parts", "--parallel.accumulate=4", "--parallel.checkpointing")

@@ -96,6 +96,7 @@ def only(run, widths):
         save_file({key: value for key, value in load_file(file).items() if key.split("/")[0] in widths}, file, reported)
 
 
+@pytest.mark.slow
 def test_muon_takes_the_matrices_of_the_blocks_and_resumes(tmp_path):
     net = tiny_pipeline().net
     both = make_optimizer(net, parse_recipe({"optim": {"name": "muon"}}).optim)

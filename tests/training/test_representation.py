@@ -67,6 +67,7 @@ def test_features_are_resized_to_the_grid_of_the_tokens(encoder):
     assert relative(coarse[:, 0], fine.mean((2, 3))) < 0.3
 
 
+@pytest.mark.slow
 def test_a_run_trains_the_projector_and_leaves_it_out_of_the_model(encoder, tmp_path):
     more = {"images": 16, "batch": 8, "device": "cpu", "precision": "float32", "compile": "never"}
     recipe = parse_recipe(
@@ -113,6 +114,7 @@ def test_the_manifold_distance_compares_similarities_of_images():
     assert manifold_distance(a, b).tolist() == pytest.approx([0.5, 0.5])  # 0 for itself, 1 for the other image
 
 
+@pytest.mark.slow
 def test_cached_features_replace_the_encoder(encoder, tmp_path, monkeypatch):
     data, out = open_dataset("digits"), tmp_path / "cache"
     small = Subset(data, 12)

@@ -67,6 +67,7 @@ class TestImages:
         assert listed.labels.tolist() == [0] * 6 + [1] * 6
         assert 0 not in listed.hashes
 
+    @pytest.mark.slow
     def test_an_overwritten_image_is_asked_about(self, here):
         train(4)
         write(here / "num" / "dog" / "5.png", 116)
@@ -79,6 +80,7 @@ class TestImages:
         assert "resuming run at 4 images" in said
         assert "allowed" not in train(12)  # the new images are those of the run now
 
+    @pytest.mark.slow
     def test_an_image_in_another_class_is_asked_about(self, here):
         train(4)
         (here / "num" / "cat" / "5.png").rename(here / "num" / "dog" / "6.png")
@@ -90,6 +92,7 @@ class TestImages:
         write(here / "num" / "dog" / "6.png", 116)
         assert "(12 images there, 13 here: 1 new (dog/6.png))" in refused(8)
 
+    @pytest.mark.slow
     def test_other_labels_of_the_same_images(self, here):
         shutil.copytree(here / "num" / "cat", here / "flat")
 
@@ -105,6 +108,7 @@ class TestImages:
         os.rename("labels.csv", "table.csv")
         train(8, "flat", data={"labels": "table.csv"})  # another file with the same labels
 
+    @pytest.mark.slow
     def test_other_times_alone_are_no_change(self, here):
         train(4)
         for file in (here / "num").rglob("*.png"):
@@ -112,6 +116,7 @@ class TestImages:
         train(8)
         assert (Stamps.load(here / "run" / "images.npz").times == 1_000_000_000).all()
 
+    @pytest.mark.slow
     def test_large_data_with_other_times_are_asked_about(self, here, monkeypatch):
         monkeypatch.setattr(data_index, "HASHED_IMAGES", 11)
         train(4)
@@ -145,6 +150,7 @@ class TestImages:
 
 
 class TestPlaces:
+    @pytest.mark.slow
     @posix_only
     @pytest.mark.parametrize("text", ["num/", "./num", "num/.", "num/../num", "{}/num", "~/num", "link"])
     def test_a_run_resumes_with_every_spelling_of_its_source(self, here, text):
@@ -158,6 +164,7 @@ class TestPlaces:
         monkeypatch.chdir(here / "deep")
         assert "data.source was num and is ../num, with the same images\n" in train(8, "../num", "../run")
 
+    @pytest.mark.slow
     def test_a_source_that_has_moved(self, here):
         train(4)
         (here / "num").rename(here / "moved")
@@ -165,6 +172,7 @@ class TestPlaces:
         shutil.copytree(here / "moved", here / "copy", copy_function=shutil.copyfile)  # with other times
         assert "data.source was moved and is copy, with the same images\n" in train(12, "copy")
 
+    @pytest.mark.slow
     def test_another_source_is_asked_about(self, here):
         train(4)
         shutil.copytree(here / "num", here / "other")
@@ -180,6 +188,7 @@ class TestPlaces:
         message = 'another run (class 0 of the images was "cat" there and is "dog" here)'
         assert message in refused(8, changes=True)
 
+    @pytest.mark.slow
     def test_the_same_bits_with_another_spelling(self, here):
         train(8, out="whole")
         train(4)
@@ -188,6 +197,7 @@ class TestPlaces:
         states = [ditlab.load(name).net.state_dict() for name in ("whole", "run")]
         assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
 
+    @pytest.mark.slow
     def test_class_names_in_the_encoding_of_another_system(self, here):
         decomposed = unicodedata.normalize("NFD", "café")
         (here / "num" / "cat").rename(here / "num" / decomposed)
@@ -212,6 +222,7 @@ class TestBase:
     def same(self, pipe, state):
         return all(torch.equal(value, state[key]) for key, value in pipe.net.state_dict().items())
 
+    @pytest.mark.slow
     def test_the_base_has_moved(self, here, tuned):
         (here / "base").rename(here / "moved")
         with pytest.raises(InputError) as error:
@@ -226,6 +237,7 @@ class TestBase:
         assert pipe.config["lora"]["source"] == str(here / "moved")
         assert self.same(ditlab.load("run", base="~/moved"), tuned)
 
+    @pytest.mark.slow
     def test_another_base_is_refused(self, here, tuned):
         other = tiny_pipeline(classes=2)
         with torch.no_grad():
@@ -244,6 +256,7 @@ class TestBase:
             self.tune(8, base)
         return str(error.value)
 
+    @pytest.mark.slow
     def test_training_resumes_with_the_base_at_its_new_place(self, here, tuned):
         (here / "base").rename(here / "moved")
         assert "train.init_from is base there, moved here, with the same weights\n" in self.tune(8, "moved")
@@ -255,6 +268,7 @@ class TestBase:
         with pytest.raises(InputError, match=r"^base contains all its weights and needs no base; leave it out$"):
             ditlab.load("base", base="base")
 
+    @pytest.mark.slow
     def test_a_moved_model_to_start_from(self, here):
         tiny_pipeline(classes=2).save("base")
         data = {"size": "8", "gray": True}

@@ -50,6 +50,7 @@ def names(store):
     return [name.partition("/")[0] for name in matching(f"{store}/checkpoints", "*/manifest.json")]
 
 
+@pytest.mark.slow
 def test_a_run_resumes_on_another_machine(store, tmp_path):
     whole = train(recipe(""), tmp_path / "whole", console=QUIET)
     train(recipe(store, images=32), tmp_path / "a", console=QUIET)
@@ -118,6 +119,7 @@ def test_another_run_is_refused(store, tmp_path, checkpoint):
     assert str(error.value) == f"{store} holds another run than {tmp_path / 'b'}; give another address"
 
 
+@pytest.mark.slow
 def test_a_new_folder_is_not_blamed_for_another_run_in_the_store(store, tmp_path):
     train(recipe(store, 16), tmp_path / "a", console=Console(quiet=True))
     with pytest.raises(InputError) as error:
@@ -141,6 +143,7 @@ def test_checkpoints_that_are_not_kept_are_removed(store, tmp_path, checkpoint):
     discard(f"{store}/nothing")
 
 
+@pytest.mark.slow
 def test_a_store_that_fails_does_not_end_a_run(store, tmp_path, monkeypatch):
     failures = [PermissionError("Forbidden")]
 

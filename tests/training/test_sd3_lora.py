@@ -45,6 +45,7 @@ def changed(before, after):
     return {name for name, value in before.items() if not torch.equal(value, after[name])}
 
 
+@pytest.mark.slow
 def test_low_rank_updates_are_trained_and_loaded(home, tmp_path):
     assert "PLANNED, NOT RUN ON A GPU BY US" in find_recipe("sd3-lora").read_text()
     pipe = ditlab.train(recipe(home), tmp_path / "run", console=QUIET)
@@ -58,6 +59,7 @@ def test_low_rank_updates_are_trained_and_loaded(home, tmp_path):
     assert image.size == (16, 16)
 
 
+@pytest.mark.slow
 def test_all_weights_are_trained_and_written_for_diffusers(home, tmp_path):
     pipe = ditlab.train(recipe(home, lora=0, lora_apart=False), tmp_path / "run", console=QUIET)
     names = changed(ditlab.load(home / "sd3").net.state_dict(), pipe.net.state_dict())
@@ -67,6 +69,7 @@ def test_all_weights_are_trained_and_written_for_diffusers(home, tmp_path):
     assert not changed(pipe.net.state_dict(), again)
 
 
+@pytest.mark.slow
 def test_a_file_of_weights_takes_its_encoders_from_a_pipeline(home, tmp_path):
     convert(ditlab.load(home / "sd3"), tmp_path / "sd3.safetensors", "official")
     data = {

@@ -85,6 +85,7 @@ def assert_same_run(one, other):
             assert value == expected is None or value == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 @posix_only
 def test_two_processes_for_each_image_compute_what_one_does_and_it_goes_on_alone(one, tmp_path):
     shared(2, recipe(128, sequence=2), tmp_path / "run")
@@ -129,6 +130,7 @@ def refusal(settings, out):
     return "no error"
 
 
+@pytest.mark.slow
 @posix_only
 def test_what_cannot_be_shared_is_refused_before_anything_is_written(one, tmp_path):
     assert "parallel.sequence is 2, which does not divide 1 process" in refusal(recipe(sequence=2), tmp_path / "a")
@@ -144,6 +146,7 @@ def test_what_cannot_be_shared_is_refused_before_anything_is_written(one, tmp_pa
     assert not (tmp_path / "run" / "recipe.toml").exists()
 
 
+@pytest.mark.slow
 def test_plans_divide_activations_by_the_processes():
     net = partial(
         create, "DiT", size=32, channels=1, classes=3, learn_variance=False, width=64, depth=4, heads=4, patch=2

@@ -74,6 +74,7 @@ class Vanishing:
             self.url = ""
 
 
+@pytest.mark.slow
 def test_a_shard_that_vanishes_in_mid_epoch(store, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "EXPECTED", 0)
     monkeypatch.setattr("ditlab.data.kept.SHARE", 0)
@@ -107,6 +108,7 @@ class Moving:
             self.folder.rename(self.target)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["tar", "latents"])
 def test_shards_on_this_machine_that_vanish_in_mid_epoch(latents, form, tmp_path, monkeypatch):
     """Although `max_skipped` allows the loss of every image, none is replaced by another one."""

@@ -69,6 +69,7 @@ def test_a_captioned_folder_trains_resumes_and_loads(folder, tmp_path):
         ditlab.train(recipe(folder, train={"images": 96}), tmp_path / "whole", console=QUIET)
 
 
+@pytest.mark.slow
 def test_training_continues_with_the_words_of_the_source(folder, tmp_path):
     ditlab.train(recipe(folder), tmp_path / "first", console=QUIET)
     for i in range(12):
@@ -90,6 +91,7 @@ def test_training_continues_with_the_words_of_the_source(folder, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_class_names_become_captions(tmp_path):
     images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
     data = InMemory(images, torch.tensor([0, 1, 0, 1]), ["cat", "dog"])
@@ -232,6 +234,7 @@ def test_a_negative_prompt_replaces_the_null_condition(trained):
     assert torch.equal(pipe(prompts="all red", **settings).images, plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "line"),
     [
@@ -272,6 +275,7 @@ def run(*arguments):
     return app([str(argument) for argument in arguments], exit_on_error=False, result_action="return_value")
 
 
+@pytest.mark.slow
 def test_the_command_line_generates_prompts(trained, tmp_path, capsys, monkeypatch):
     _, folder = trained
     monkeypatch.chdir(tmp_path)

@@ -59,6 +59,7 @@ def test_a_run_encodes_each_caption_once_and_says_how_large_they_are(folder, tmp
     assert not torch.equal(a[0], a[1])
 
 
+@pytest.mark.slow
 def test_a_cache_gives_the_same_weights_and_needs_no_encoder(folder, tmp_path, letters, capsys):
     whole = ditlab.train(recipe(folder, encoder="letters"), tmp_path / "whole", console=QUIET)
     encode(folder, "--captions", "--encoder", "letters", "--out", tmp_path / "cache")
@@ -114,6 +115,7 @@ def test_rows_of_a_cache_are_those_of_the_encoder(tmp_path, monkeypatch):
     assert opened.encoder.rule == encoder.rule
 
 
+@pytest.mark.slow
 def test_caches_that_do_not_fit(folder, tmp_path, monkeypatch):
     TextCache.prepare(tmp_path / "cache", Letters(5))
     for settings, line in (
@@ -195,6 +197,7 @@ class Pair(Letters):
         }
 
 
+@pytest.mark.slow
 def test_each_of_several_encoders_is_dropped_with_its_probability(folder, tmp_path, monkeypatch):
     monkeypatch.setitem(ENCODERS, "pair", Pair)
     seen, drop = [], Text.drop_encoders

@@ -94,6 +94,7 @@ def test_resuming_equals_never_having_stopped(tmp_path):
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
 def test_finished_run_is_left_alone(tmp_path):
     train(recipe(images=64), tmp_path, console=QUIET)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "checkpoints").rglob("*")}
@@ -101,11 +102,13 @@ def test_finished_run_is_left_alone(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "checkpoints").rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_only_the_newest_checkpoints_are_kept(tmp_path):
     train(recipe(save_every=32, keep=3), tmp_path, console=QUIET)
     assert states(tmp_path) == ["000000000192", "000000000224", "000000000256"]
 
 
+@pytest.mark.slow
 def test_checkpoints_at_multiples_are_kept_too(tmp_path):
     train(recipe(save_every=32, keep=1, keep_every=96), tmp_path, console=QUIET)
     assert states(tmp_path) == ["000000000096", "000000000192", "000000000256"]
@@ -134,6 +137,7 @@ def flip_a_bit(file):
     file.write_bytes(content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "harm", "words"),
     [
@@ -161,6 +165,7 @@ def test_a_run_without_a_whole_checkpoint_is_not_begun_anew_silently(tmp_path):
         train(recipe(), tmp_path, console=QUIET)
 
 
+@pytest.mark.slow
 def test_changed_settings_are_reported_and_can_be_allowed(tmp_path):
     train(recipe(images=64), tmp_path, console=QUIET)
     other = parse_recipe(TINY | {"optim": {"lr": 1e-3, "warmup": 64}, "diffusion": {"time_mean": 0.5}})
@@ -198,6 +203,7 @@ def test_useless_settings_are_rejected_before_anything_is_written(tmp_path, opti
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_ruined_network_never_replaces_a_good_checkpoint(tmp_path, monkeypatch):
     good = recipe(images=64, save_every=32, keep=1)
     train(good, tmp_path, console=QUIET)
@@ -237,6 +243,7 @@ class TestGradientsThatAreNotFinite:
         order = training_order(1437, 32, 0, 64)
         assert noted[0]["pictures"] == next(order).tolist()
 
+    @pytest.mark.slow
     def test_a_batch_that_is_met_again_is_written_down_once(self, tmp_path, ruined):
         ruined |= {96, 160}
         train(recipe(images=128), tmp_path, console=QUIET)
@@ -246,6 +253,7 @@ class TestGradientsThatAreNotFinite:
         noted = [json.loads(line) for line in (tmp_path / "left-out.jsonl").read_text().splitlines()]
         assert [line["images"] for line in noted] == [96, 160]
 
+    @pytest.mark.slow
     def test_many_in_a_row_go_back_to_the_last_checkpoint_and_then_on(self, tmp_path, ruined):
         ruined |= {160, 192}
         console = Console(file=io.StringIO(), width=1000)
@@ -259,6 +267,7 @@ class TestGradientsThatAreNotFinite:
         b = train(settings, tmp_path / "b", console=QUIET).net.state_dict()
         assert any(not torch.equal(a[key], b[key]) for key in a)  # which went back to 160 images
 
+    @pytest.mark.slow
     def test_it_gives_up_where_that_does_not_help(self, tmp_path, ruined):
         ruined |= set(range(64, 300, 32))
         with pytest.raises(InputError, match=r"in 2 steps in a row, after 96 images .* a lower optim.lr"):
@@ -267,6 +276,7 @@ class TestGradientsThatAreNotFinite:
             train(recipe(save_every=64, max_bad_steps=2), tmp_path / "one", console=QUIET)
         assert states(tmp_path / "one") == ["000000000064", "000000000128"]
 
+    @pytest.mark.slow
     def test_weights_that_are_not_finite_go_back_at_once_and_once(self, tmp_path, monkeypatch):
         step, ruined = loop.take_step, {64}
 
@@ -287,6 +297,7 @@ class TestGradientsThatAreNotFinite:
             train(recipe(save_every=128), tmp_path / "twice", console=QUIET)
 
 
+@pytest.mark.slow
 def test_a_mistake_can_be_corrected_in_the_same_folder(tmp_path):
     with pytest.raises(InputError, match="the gradient was not finite"):
         train(
@@ -503,11 +514,13 @@ def test_bfloat16_keeps_weights_and_loss_in_float32(tmp_path):
 class TestWhatIsKept:
     """Of checkpoints, when the newest are enough."""
 
+    @pytest.mark.slow
     def test_the_first_one_after_each_multiple(self, tmp_path):
         settings = recipe(images=480, batch=48, save_every=96, keep=1, keep_every=200)
         train(settings, tmp_path, console=QUIET)
         assert states(tmp_path) == ["000000000288", "000000000480"]
 
+    @pytest.mark.slow
     def test_damaged_ones_do_not_push_out_what_is_written_after_them(self, tmp_path):
         train(recipe(save_every=64), tmp_path, console=QUIET)
         for name in ("192", "256"):
@@ -526,6 +539,7 @@ class TestWhatIsKept:
         assert ditlab.load(tmp_path).config["images_seen"] == 256
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_settings_of_the_optimiser_that_it_was_given(tmp_path):
     train(recipe(images=128), tmp_path, console=QUIET)
     changed = parse_recipe(TINY, ["--optim.weight_decay=0.5", "--optim.betas", "0.5", "0.6"])
@@ -536,6 +550,7 @@ def test_a_run_goes_on_with_the_settings_of_the_optimiser_that_it_was_given(tmp_
     assert tuple(matrices["betas"]) == tuple(rest["betas"]) == (0.5, 0.6)
 
 
+@pytest.mark.slow
 def test_other_images_under_the_same_recipe_are_another_run(tmp_path):
     def picture(name, grey):
         (tmp_path / "pictures" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -557,6 +572,7 @@ def test_other_images_under_the_same_recipe_are_another_run(tmp_path):
     assert train(more, tmp_path / "run", changes=True, console=QUIET).config["images_seen"] == 128
 
 
+@pytest.mark.slow
 def test_a_newest_checkpoint_without_a_description_is_left_aside(tmp_path):
     train(recipe(), tmp_path, console=QUIET)
     (tmp_path / "checkpoints" / "000000000256" / "config.json").write_text("{")
@@ -566,6 +582,7 @@ def test_a_newest_checkpoint_without_a_description_is_left_aside(tmp_path):
     assert "at 128 images" in console.file.getvalue()
 
 
+@pytest.mark.slow
 def test_what_was_stopped_in_its_first_moment_can_be_begun_again(tmp_path, monkeypatch):
     def full(*args, **options):
         raise OSError(28, "No space left on device")
@@ -626,6 +643,7 @@ def test_sigterm_before_the_first_step_ends_with_zero(tmp_path, monkeypatch):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.slow
 def test_a_report_that_was_not_written_is_written_by_the_same_command(tmp_path):
     train(recipe(), tmp_path, console=QUIET)
     (tmp_path / "report.html").unlink()
@@ -649,6 +667,7 @@ def test_numbers_and_pairs_that_cannot_be_meant(tmp_path, sections, reported):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "more", "reported"),
     [

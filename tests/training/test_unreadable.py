@@ -85,6 +85,7 @@ def same(a, b):
 
 
 class TestBeforeTraining:
+    @pytest.mark.slow
     def test_all_broken_files_are_listed_before_the_first_step(self, whole, broken, tmp_path):
         for i in (3, 11, 30):
             truncate(broken, i)
@@ -171,6 +172,7 @@ class TestBeforeTraining:
 class TestDuringTheWork:
     """With `max_skipped=0` the work resumes, after a repair, as if no file had ever been broken."""
 
+    @pytest.mark.slow
     def test_a_run_is_saved_before_it_stops(self, whole, broken, headers_only, tmp_path):
         third = next(training_order(COUNT, 8, 0, 16))
         truncate(broken, int(third[-1]))

@@ -122,6 +122,7 @@ def test_numbers_return_from_the_scale_of_the_network(channels, values):
     assert difference(returned, data.numbers) < quantum(values)
 
 
+@pytest.mark.slow
 @every_kind
 def test_train_resume_sample_save_and_load(channels, values, tmp_path):
     data = data_of(channels, values)
@@ -208,6 +209,7 @@ def test_sample_files_hold_all_numbers(channels, values, tmp_path, trained):
     assert read_values(tmp_path / "samples.npz") == (None if values.eight_bits else values)
 
 
+@pytest.mark.slow
 @every_kind
 def test_an_autoencoder_and_a_latent_cache(channels, values, tmp_path):
     data = data_of(channels, values)
@@ -242,6 +244,7 @@ def test_an_untrained_linear_autoencoder_with_all_components_loses_less_than_one
     assert difference(returned.numpy(), data.numbers) < 1
 
 
+@pytest.mark.slow
 def test_resuming_with_other_values_is_asked_about(tmp_path):
     data = data_of(2, TWELVE_BITS)
     train(tiny(images=8), tmp_path, data=data, console=QUIET)

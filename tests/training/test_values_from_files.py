@@ -71,6 +71,7 @@ def recipe(source, images):
     return parse_recipe({"model": model, "train": settings, "sample": sample, "data": {"source": str(source)}})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_train_resume_sample_and_evaluate(kind, tmp_path, monkeypatch):
     numbers, suffix, write, values = KINDS[kind]

@@ -66,6 +66,7 @@ def weights(run):
     return load_file(newest_checkpoint(run) / "raw.safetensors")
 
 
+@pytest.mark.slow
 def test_a_run_resumes_with_the_same_clips_and_generates_files(clips, tmp_path, ditlab):
     said = train(clips, tmp_path / "whole", 24)
     assert "6 clips of 4x8x8 pixels, RGB" in said

@@ -95,6 +95,7 @@ def test_held_out_pairs_cover_every_word_evenly():
     assert {i for i, *_ in pairs} == set(range(120))
 
 
+@pytest.mark.slow
 def test_the_500_emoji():
     data = open_dataset("emoji-captions-32")
     assert (len(data.objects), len(data), len(open_dataset(data.held_out_name))) == (500, 52178, 11326)

@@ -85,6 +85,7 @@ def test_held_out_images_are_others():
     assert {train.appearance(i) for i in range(500)}.isdisjoint({held_out.appearance(i) for i in range(500)})
 
 
+@pytest.mark.slow
 def test_letters_can_be_distinguished_but_not_by_their_mean():
     data, other = Glyphs(16), Glyphs(16, held_out=True)
 

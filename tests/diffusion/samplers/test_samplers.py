@@ -55,6 +55,7 @@ def test_other_time_grids_lead_to_the_data_too(sampler, grid):
     assert wasserstein(run(sampler, path, torch.randn(1, 1, 100, 100), time_grid(grid, path, 50))[-1].x) < 0.04
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", [Linear(), Cosine()], ids=["linear", "cosine"])
 def test_order_of_convergence(process):
     """log2 of the ratio of errors when the steps are halved, against a far finer solution."""
@@ -85,6 +86,7 @@ class Task:
         return Prediction(torch.where(label, known.x0, alpha * share), torch.where(label, known.eps, sigma * share))
 
 
+@pytest.mark.slow
 def test_high_orders_bear_the_bounds_of_guidance():
     """Where guidance begins a sample's way has a kink, behind which order 4 would be off by 4 to 7 times as much."""
     process = Linear()
@@ -100,6 +102,7 @@ def test_high_orders_bear_the_bounds_of_guidance():
         assert relative(solution("ab4", steps), exact) < 1.1 * relative(solution("ab2", steps), exact)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", STOCHASTIC)
 def test_stochastic_samplers_have_weak_order_one(sampler):
     """For Gaussian data the variance of the samples is known; its error halves with the steps."""
@@ -132,6 +135,7 @@ def test_euler_in_straight_coordinates_is_ddim(process):
         assert torch.allclose(euler.x, ddim_.x, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_ddim_with_eta_one_is_ancestral():
     path, x = DDPM(), torch.randn(1, 1, 200, 200)
     generators = [torch.Generator().manual_seed(5) for _ in range(2)]

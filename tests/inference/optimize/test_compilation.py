@@ -36,6 +36,7 @@ def test_compiling_takes_longer_the_more_kinds_of_blocks_there_are():
     assert pays(udit, torch.bfloat16, 1800)
 
 
+@pytest.mark.slow
 def test_a_compiler_that_fails_leaves_the_network_as_it_was(monkeypatch):
     pipe = tiny_pipeline()
     expected = pipe([0, 1, 2], **OPTIONS).images
@@ -82,6 +83,7 @@ def test_a_compiled_run_resumes_exactly(tmp_path):
     assert all(torch.equal(parts[key], value) for key, value in whole.items())
 
 
+@pytest.mark.slow
 def test_one_network_after_another_is_compiled(monkeypatch):
     """Beyond a limit torch would run further kinds of a block as they are, and a study or a service has many."""
     graphs, plain = [], torch.nn.Module.compile
@@ -110,6 +112,7 @@ def test_auto_compiles_long_work_only(monkeypatch):
     assert len(compiled) == 1
 
 
+@pytest.mark.slow
 def test_compilers_see_what_is_inside_of_blocks_that_keep_their_inputs_alone():
     net = create("DiT-S/4", size=16, channels=2, classes=5, width=32, depth=2, heads=2).train()
     expected = net(torch.ones(2, 2, 16, 16), torch.ones(2), torch.zeros(2).long())

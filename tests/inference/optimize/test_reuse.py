@@ -125,6 +125,7 @@ def wanted(residual, times, error):
     return chosen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["DiT-S/4", "U-DiT-S"])
 def test_each_row_is_computed_where_its_error_would_be_larger(name):
     torch.manual_seed(0)
@@ -159,6 +160,7 @@ def test_each_row_is_computed_where_its_error_would_be_larger(name):
     assert (cache.computed, cache.asked) == (sum(map(len, computed)), 3 * len(times))
 
 
+@pytest.mark.slow
 def test_caching_by_error_does_not_depend_on_the_batch_and_follows_its_bound():
     pipe = smooth(tiny_pipeline())
     options = {
