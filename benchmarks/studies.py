@@ -39,6 +39,7 @@ STUDIES = (
     "early-exit",
     "frequencies",
     "few-steps",
+    "text",
 )
 DOCS = Path(__file__).parents[1] / "docs" / "studies"
 AGAIN = "again.json"  # the verdicts with other seeds

@@ -118,6 +118,7 @@ def test_a_study_compares_prompts(place, quiet):
         assert 0 <= values["words"]["prompts_held_out"][0] < 0.5
         assert {"prompts_seen", "binding_errors", "relation_errors"} <= set(values["words"])
         assert (place / found.grids["words"]).exists()
+    assert "samples per score; ± is" in (place / "study" / "summary.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
