@@ -93,11 +93,11 @@ def conditions(findings: Findings) -> str:
         for name in COSTS
         if name != "training time" and len(values := cost_values(name, findings)) == 1
     ]
-    scored_with = f", compared with {' or '.join(references)} in the features {' or '.join(features)}" if compared else ""
+    against = f", compared with {' or '.join(references)} in the features {' or '.join(features)}" if compared else ""
     on_cpu = any(part.recipe.train.clock == "cpu" for part in findings.parts)
     return (
         f"Budget of each run: {study.budget}. Equal in all entries: {', '.join(same)}. {seeds}; "
-        f"{' or '.join(f'{count:,}' for count in counts)} samples per score{scored_with}; "
+        f"{' or '.join(f'{count:,}' for count in counts)} samples per score{against}; "
         f"± is the standard error over the seeds. {PROCESSOR_TIME * on_cpu}"
         f"Measured with ditlab {__version__} and torch {hardware['torch']} on "
         f"{hardware['processor'] or hardware['device']}. {' '.join(f'{note}.' for note in findings.notes)}"
