@@ -89,6 +89,7 @@ def test_nothing_moves_while_images_are_generated(page):
 def test_thumbnails_wait_while_images_are_generated(page):
     page.get_by_text("More settings").click()
     page.locator("#steps").fill("250")
+    page.get_by_role("spinbutton", name="Images").fill("4")  # long enough for all that follows on a busy machine
     for _ in range(2):
         page.get_by_role("button", name="Generate", exact=True).click()
     page.get_by_role("button", name="Cancel (1 waiting)").wait_for()
