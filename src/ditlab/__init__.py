@@ -3,6 +3,7 @@
 The public names are loaded when they are first used, so that `import ditlab` costs nothing.
 """
 
+import sys
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -85,7 +86,8 @@ def __getattr__(name: str) -> Any:
     kind = name.removeprefix("register_")
     if name != kind and kind in _KINDS:
         return partial(import_module("ditlab.core.registry").register, kind)
-    raise AttributeError(f"module 'ditlab' has no attribute {name!r}")
+    # With name and object Python itself proposes the nearest name.
+    raise AttributeError(f"module 'ditlab' has no attribute {name!r}", name=name, obj=sys.modules[__name__])
 
 
 def __dir__() -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,7 @@ from rich.console import Console
 
 from ditlab import load
 from ditlab.auto import choose, train_folder
-from ditlab.auto.train import Budget, check_promising, describe, remarks
+from ditlab.auto.train import Budget, check_promising, default_run, describe, remarks
 from ditlab.auto.tuning import conditions, mixed_labels
 from ditlab.conditioning import Text
 from ditlab.config.reader import read_toml
@@ -46,6 +47,13 @@ def quick(monkeypatch):
     for name in ("tuning", "finish"):
         for constant in ("FEWEST", "MOST", "BATCH"):
             monkeypatch.setattr(f"ditlab.auto.{name}.{constant}", 66)
+
+
+def test_the_run_folder_has_the_name_of_the_data(images, monkeypatch):
+    monkeypatch.chdir(images)
+    assert default_run(".") == Path("runs") / images.name
+    assert default_run(f"{images}/") == Path("runs") / images.name
+    assert default_run("hf:me/otters") == Path("runs/hf-me/otters")
 
 
 @pytest.mark.slow

@@ -56,6 +56,21 @@ def test_peft_reads_it(trained):
         assert torch.allclose(model(*example), expected, atol=1e-5)
 
 
+def test_an_adapter_of_peft_may_update_the_convolution_of_the_patches(trained, tmp_path):
+    source = ditlab.load(trained / "source")
+    example = source.net.example(2, torch.Generator().manual_seed(0))
+    settings = peft.LoraConfig(r=3, lora_alpha=6, target_modules=["qkv", "x_embedder.proj"])
+    model = peft.get_peft_model(ditlab.load(trained / "source").net, settings)
+    for name, value in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(value)
+    model.save_pretrained(tmp_path)
+    with torch.no_grad():
+        expected = model(*example)
+        assert torch.allclose(source.with_adapter(tmp_path).net(*example), expected, atol=1e-5)
+        assert not torch.allclose(source.net(*example), expected, atol=1e-3)
+
+
 def test_a_second_device_has_the_adapter_too(trained):
     pipe = ditlab.load(trained / "source", guidance_device="cpu").with_adapter(trained / "adapter")
     assert close(weights(pipe.second), weights(ditlab.load(trained / "run")))

@@ -76,6 +76,20 @@ def test_a_recipe_can_be_tables_a_file_or_a_recipe(tmp_path):
         ditlab.train("digit", tmp_path / "none")
 
 
+def test_the_run_folder_has_the_name_of_the_recipe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = ditlab.Recipe.load(TABLES).save("mine.toml")
+    ditlab.train(file, console=QUIET)
+    assert ditlab.load("runs/mine").config["images_seen"] == 64
+    with pytest.raises(InputError, match=r"^a recipe without a name needs a run folder; give out$"):
+        ditlab.train(TABLES)
+
+
+def test_data_in_place_of_a_recipe_names_the_function_for_it(tmp_path):
+    with pytest.raises(InputError, match=f'^"{tmp_path}" is a data source; call train_folder, .* or give it as data='):
+        ditlab.train(tmp_path)
+
+
 def test_a_torch_data_set_trains_and_resumes(tmp_path):
     pipe = ditlab.train(TABLES, tmp_path, data=Squares(), console=QUIET)
     assert (pipe.net.size, pipe.net.channels, pipe.classes) == ((8, 8), 1, ["0", "1", "2"])

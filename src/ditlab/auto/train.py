@@ -66,7 +66,7 @@ class Budget:
 
 def train_folder(
     source: str | Path,
-    out: str | Path,
+    out: str | Path | None = None,
     *,
     minutes: float = MINUTES,
     images: int | None = None,
@@ -78,7 +78,7 @@ def train_folder(
 
     Args:
         source: a folder of images, or any other data source.
-        out: the run folder.
+        out: the run folder (default: runs/NAME-OF-THE-DATA).
         minutes: longest time of the whole call, with the choice, the training and the score.
         images: number of training images, in place of the time.
         settings: settings that are not chosen, by section, such as {"data": {"size": "32"}}.
@@ -92,7 +92,8 @@ def train_folder(
     Raises:
         InputError: the data cannot be read, the settings contradict each other, or `agree` returned false.
     """
-    source, out, given = expand(str(source)), Path(expand(str(out))), settings or {}
+    source, given = expand(str(source)), settings or {}
+    out = default_run(source) if out is None else Path(expand(str(out)))
     budget = Budget(images=images) if images else Budget(minutes=minutes)
     console, started = console or make_console(stderr=True), time.monotonic()
     if (out / "recipe.toml").exists():
@@ -106,6 +107,11 @@ def train_folder(
     recipe = replace(recipe, train=with_length(recipe, budget, looking))
     pipe = train(recipe, out, console=console)
     return finish(pipe, recipe, out, budget.finishing(pipe.config["train_seconds"] / 60), console)
+
+
+def default_run(source: str) -> Path:
+    """The folder of a run on a data source, if none is given."""
+    return Path("runs") / (Path(source).resolve().name if Path(source).exists() else source.replace(":", "-"))
 
 
 def with_length(recipe: Recipe, budget: Budget, looking: float) -> Train:

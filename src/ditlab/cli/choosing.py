@@ -93,7 +93,6 @@ def train_without_recipe(source: str, out: Path | None, length: dict[str, Any], 
 
     if process_place()[1] > 1:
         raise InputError("a recipe is chosen for one process; give a recipe, such as the recipe.toml of a first run")
-    out = out or Path("runs") / (Path(source).resolve().name if Path(source).exists() else source.replace(":", "-"))
     outcome = train_folder(
         source, out, **length, settings=tables, agree=lambda text: yes or agreed(text), console=screen
     )

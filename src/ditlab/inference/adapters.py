@@ -61,11 +61,12 @@ def differences(
             name, update = key, value
         else:
             name, b = f"{layer}.weight", tensors.get(key.replace(".lora_A.", ".lora_B."))
-            if b is None or value.ndim != 2 or b.ndim != 2 or b.shape[1] != len(value):
+            if b is None or min(value.ndim, b.ndim) < 2 or b.flatten(1).shape[1] != len(value):
                 raise InputError(f"{place} has no pair of matrices for {layer}; give a complete adapter")
             rank = value.shape[0]
             alpha = settings.get("lora_alpha", rank) / (math.sqrt(rank) if settings.get("use_rslora") else rank)
-            update = alpha * (b.float() @ value.float())
+            product = b.float().flatten(1) @ value.float().flatten(1)  # of a convolution, B is (out, r, 1, 1)
+            update = alpha * product.view(len(b), *value.shape[1:])
         if name not in weights or weights[name].shape != update.shape:
             has = f"{tuple(weights[name].shape)}" if name in weights else "no such weight"
             raise InputError(

@@ -10,7 +10,7 @@ from rich.console import Console
 from torch.utils.data import Dataset as TorchDataset
 
 from ditlab.backbones.lora import merged
-from ditlab.config.reader import to_tables
+from ditlab.config.reader import is_recipe, to_tables
 from ditlab.config.sections import Recipe
 from ditlab.core.device import process_place
 from ditlab.core.errors import InputError
@@ -21,7 +21,7 @@ from ditlab.core.terminal import make_console
 from ditlab.core.units import counted
 from ditlab.core.weights import checkpoints
 from ditlab.data import Dataset, from_torch
-from ditlab.data.parse import IN_PYTHON
+from ditlab.data.parse import IN_PYTHON, find_spec
 from ditlab.data.summary import skipped_counts
 from ditlab.inference.pipeline import Pipeline
 from ditlab.report.run import REPORT
@@ -39,7 +39,7 @@ from ditlab.training.state import holding
 
 def train(
     recipe: Recipe | str | Path | Mapping[str, Any],
-    out: str | Path,
+    out: str | Path | None = None,
     *,
     data: str | Path | Dataset | TorchDataset[Any] | tuple[Any, Any] | Mapping[str, Any] | None = None,
     callbacks: Sequence[Callback] = (),
@@ -52,7 +52,7 @@ def train(
 
     Args:
         recipe: the settings: a recipe, its file or name ("digits"), or its tables, such as {"train": {"images": 64}}.
-        out: the run folder; created if it does not exist.
+        out: the run folder; created if it does not exist (default: runs/NAME-OF-THE-RECIPE).
         data: replaces data.source of the recipe: a data source, a torch data set of (image, label) pairs, or arrays
             (images, labels), as in `ditlab.data.from_torch`.
         callbacks: objects with any of the methods on_step(seen, net), on_log(seen, values), on_preview(seen, image),
@@ -65,13 +65,26 @@ def train(
         The trained model with EMA weights.
 
     Raises:
-        InputError: the settings contradict each other, or the folder holds something else or is in use.
+        InputError: the settings contradict each other, the folder holds something else or is in use, or the recipe
+            has no name and `out` is missing.
         KeyboardInterrupt: after Ctrl-C, when the state has been saved.
         SystemExit: with status 0 after SIGTERM, when the state has been saved.
     """
-    with joined_run(recipe, out, data=data, callbacks=callbacks, changes=changes, console=console) as job:
+    folder = run_folder(recipe) if out is None else out
+    with joined_run(recipe, folder, data=data, callbacks=callbacks, changes=changes, console=console) as job:
         train_here(job)
         return trained_model(job)
+
+
+def run_folder(recipe: Recipe | str | Path | Mapping[str, Any]) -> Path:
+    """The folder of a run for which none is given, as on the command line.
+
+    Raises:
+        InputError: the recipe has no name.
+    """
+    if not isinstance(recipe, str | Path):
+        raise InputError("a recipe without a name needs a run folder; give out")
+    return Path("runs") / Path(expand(str(recipe))).stem
 
 
 def train_only(
@@ -126,6 +139,10 @@ def as_recipe(recipe: Recipe | str | Path | Mapping[str, Any]) -> Recipe:
         InputError: there is no such recipe, or it has an unknown key or an invalid value.
     """
     tables: Any = to_tables(recipe) if isinstance(recipe, Recipe) else recipe
+    if isinstance(tables, str | Path) and not is_recipe(str(tables)) and find_spec(str(tables)) is not None:
+        raise InputError(
+            f'"{tables}" is a data source; call train_folder, which chooses a recipe, or give it as data= with a recipe'
+        )
     if isinstance(tables, Mapping) and isinstance(data := tables.get("data"), Mapping):
         source = data.get("source", "")
         if not isinstance(source, str | Path):
