@@ -118,10 +118,7 @@ def caused(error, cause):
             caused(PermissionError("Forbidden"), AnswerError(403, hours=1)),
             "{}: the clocks of the store and of this machine differ; set the clock of this machine",
         ),
-        (
-            caused(PermissionError("Forbidden"), AnswerError(403)),
-            "no access to {} (Forbidden); give credentials",
-        ),
+        (caused(PermissionError("Forbidden"), AnswerError(403)), "no access to {} (Forbidden); give credentials"),
         (caused(OSError("Bad Request"), AnswerError(400)), "no access to {} (Bad Request); give credentials"),
     ],
 )

@@ -90,9 +90,11 @@ def given_tables(settings: Any, given: Sequence[str], others: Tables) -> Tables:
 def train_without_recipe(source: str, out: Path | None, length: dict[str, Any], tables: Tables, *, yes: bool) -> None:
     """Choose a recipe for the data, train, and score the model."""
     from ditlab.auto import train_folder
+    from ditlab.auto.train import default_run
 
     if process_place()[1] > 1:
         raise InputError("a recipe is chosen for one process; give a recipe, such as the recipe.toml of a first run")
+    out = out or default_run(source)
     outcome = train_folder(
         source, out, **length, settings=tables, agree=lambda text: yes or agreed(text), console=screen
     )

@@ -83,10 +83,10 @@ def train(
     if is_data(recipe):
         train_without_recipe(recipe, out, end, given_tables(settings, given, tables), yes=yes)
         return
-    from ditlab.training.api import train_only
+    from ditlab.training.api import run_folder, train_only
     from ditlab.training.objectives import OBJECTIVES
 
-    out = out or Path("runs") / find_recipe(recipe).stem
+    out = out or run_folder(recipe)
     chosen = with_settings(recipe_of(settings, recipe), tables, {"train": end})
     train_only(chosen, out, changes=allow_changes, console=screen)
     if process_place()[0] == 0:
